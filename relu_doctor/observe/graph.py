@@ -1,0 +1,498 @@
+"""The autograd graph behind a pre-activation: which parameters compute it, and on which axis its units lie.
+
+Nothing here runs a kernel of the model: the graph that a forward left behind is read, and small questions are put to
+it with :func:`torch.autograd.grad`, at most through the few shape, elementwise and normalisation operations that lie
+between a rectifier and the weighted operation before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, saved_tensors_hooks
+
+Edge = tuple[Node, int]
+
+_ACCUMULATE = "torch::autograd::AccumulateGrad"
+_MATRIX_PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackward0": (0, 1), "BaddbmmBackward0": (1, 2)}
+_MATRIX_VECTOR = {"MvBackward0": (0, 1), "AddmvBackward0": (1, 2)}
+_CONVOLUTIONS = {"ConvolutionBackward0", "ConvolutionOverrideableBackward0", "MkldnnConvolutionBackward0"}
+_LINEAR = {"LinearBackward0", "MkldnnLinearBackward0"}
+_CHANNEL_NORMS = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0", "BatchNormBackward0"}
+_GROUP_NORMS = {"NativeGroupNormBackward0"}
+_LAYER_NORMS = {"NativeLayerNormBackward0", "FusedRmsNormBackward0"}
+_VIEWS = {
+    "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ExpandBackward0", "UnsqueezeBackward0",
+    "SqueezeBackward0", "SqueezeBackward1", "TBackward0", "TransposeBackward0", "PermuteBackward0", "AliasBackward0",
+    "CloneBackward0", "ToCopyBackward0", "SelectBackward0", "SliceBackward0", "UnbindBackward0", "MovedimBackward0",
+}  # fmt: skip
+_ELEMENTWISE_WITH_PARAMETER = {"AddBackward0", "MulBackward0", "SubBackward0", "DivBackward0"}
+_WALK_LIMIT = 200_000  # nodes; a graph this large behind one rectifier is a loop over time
+
+
+@contextmanager
+def graph_without_tensors() -> Iterator[None]:
+    """Build autograd graphs that keep no activation alive: only shapes are saved, random values are handed out.
+
+    Gradients read from such a graph tell where values flow (zero or not) and which way, not how much, wherever an
+    operation scales by a saved tensor. Shape operations, sums and additive parameters need none and stay exact.
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+
+    def pack(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+        return tensor.shape, tensor.dtype, tensor.device
+
+    def unpack(saved: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
+        shape, dtype, device = saved
+        if not dtype.is_floating_point:
+            return torch.ones(shape, dtype=dtype, device=device) if dtype == torch.bool else torch.zeros(
+                shape, dtype=dtype, device=device
+            )
+        generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
+        return torch.empty(shape, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=generator)
+
+    with saved_tensors_hooks(pack, unpack):
+        yield
+
+
+@dataclass(eq=False, slots=True)
+class Source:
+    """An operation with parameters on the way from a pre-activation back to its inputs.
+
+    Attributes:
+        kind: ``weight`` (matrix product, convolution, embedding), ``batch_norm``, ``norm`` or ``elementwise``.
+        edge: its output in the graph.
+        row_axes: axes of that output along which its parameters' rows lie.
+        weight, additive: qualified names of the scaling and of the additive parameters.
+        weight_axis: axis of the weight parameter that counts rows; ``None`` where it is not a plain axis.
+        inputs: edges of the data that it reads.
+        behind: the sources that feed it, where it only rescales (norms, elementwise).
+    """
+
+    kind: str
+    edge: Edge
+    row_axes: tuple[int, ...]
+    weight: tuple[str, ...] = ()
+    additive: tuple[str, ...] = ()
+    weight_axis: int | None = 0
+    transposed_groups: int = 0
+    inputs: tuple[Edge, ...] = ()
+    behind: list[Source] = field(default_factory=list)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the output."""
+        return edge_shape(self.edge)
+
+
+@dataclass(slots=True)
+class Provenance:
+    """What feeds one pre-activation, nearest first.
+
+    Attributes:
+        sources: parametrised operations; those behind a normalisation hang below it.
+        summands: indices of earlier rectifier calls whose outputs are added in without a weight between.
+        raw_summand: an input of the model is added in without a weight between.
+        crossed: how many rectifiers lie between, where only another rectifier's output is read.
+    """
+
+    sources: list[Source]
+    summands: tuple[int, ...]
+    raw_summand: bool
+    crossed: int
+
+
+def edge_shape(edge: Edge) -> torch.Size:
+    """Shape of the tensor that an edge of the graph stands for."""
+    return torch.Size(edge[0]._input_metadata[edge[1]].shape)  # type: ignore[attr-defined]
+
+
+def all_sources(sources: list[Source]) -> Iterator[Source]:
+    """The sources and everything behind them, nearest first."""
+    for source in sources:
+        yield source
+        yield from all_sources(source.behind)
+
+
+def _next(node: Node) -> list[Edge | None]:
+    return [None if child is None else (child, nr) for child, nr in node.next_functions]
+
+
+class GraphReader:
+    """Reads provenance off the graph of one forward pass.
+
+    Args:
+        names: parameter identity to qualified name.
+        rectified: graph nodes of the rectifier calls' outputs so far, to the index of the call.
+    """
+
+    def __init__(self, names: Mapping[int, str], rectified: Mapping[Node, int]) -> None:
+        self.names = names
+        self.rectified = rectified
+
+    def provenance(self, edge: Edge) -> Provenance:
+        """Walk back from a pre-activation to the first parametrised operations on every path."""
+        for crossed in range(8):
+            sources, summands, raw, blocked = self._walk(edge, crossed)
+            if sources or not blocked:
+                return Provenance(sources, tuple(sorted(summands)), raw, crossed)
+        return Provenance([], (), False, 0)
+
+    def feeding(self, edges: tuple[Edge, ...]) -> set[int]:
+        """The rectifier calls whose outputs reach these edges without another rectifier in between."""
+        found: set[int] = set()
+        seen: set[Edge] = set()
+        stack = list(edges)
+        while stack and len(seen) < _WALK_LIMIT:
+            edge = stack.pop()
+            if edge in seen:
+                continue
+            seen.add(edge)
+            if edge[0] in self.rectified:
+                found.add(self.rectified[edge[0]])
+                continue
+            stack.extend(child for child in _next(edge[0]) if child is not None)
+        return found
+
+    def _walk(self, start: Edge, cross: int) -> tuple[list[Source], set[int], bool, bool]:
+        sources: list[Source] = []
+        summands: set[int] = set()
+        raw = blocked = False
+        seen: set[Edge] = set()
+        stack: list[tuple[Edge, int]] = [(start, cross)]
+        while stack and len(seen) < _WALK_LIMIT:
+            edge, crossings = stack.pop()
+            if edge in seen:
+                continue
+            seen.add(edge)
+            node = edge[0]
+            if node in self.rectified:
+                if crossings == 0:
+                    summands.add(self.rectified[node])
+                    blocked = True
+                    continue
+                crossings -= 1
+            if node.name() == _ACCUMULATE:
+                raw |= id(node.variable) not in self.names  # type: ignore[attr-defined]
+                continue
+            source = self._source(edge)
+            if source is not None:
+                if source.kind != "weight":
+                    source.behind, more, more_raw, _ = self._behind(source)
+                    summands |= more
+                    raw |= more_raw
+                sources.append(source)
+                continue
+            children = _next(node)
+            raw |= node.name() in {"AddBackward0", "SubBackward0"} and None in children
+            stack.extend((child, crossings) for child in reversed(children) if child is not None)
+        return sources, summands, raw, blocked
+
+    def _behind(self, source: Source) -> tuple[list[Source], set[int], bool, bool]:
+        sources: list[Source] = []
+        summands: set[int] = set()
+        raw = False
+        for edge in source.inputs:
+            more, more_summands, more_raw, _ = self._walk(edge, 0)
+            sources += more
+            summands |= more_summands
+            raw |= more_raw
+        return sources, summands, raw, False
+
+    def _source(self, edge: Edge) -> Source | None:
+        node, name = edge[0], edge[0].name()
+        children = _next(node)
+        if name in _CONVOLUTIONS:
+            transposed = bool(getattr(node, "_saved_transposed", False))
+            return Source(
+                "weight", edge, (1,), self._leaves(children[1]), self._leaves(children[2]),
+                weight_axis=None if transposed else 0, inputs=_present(children[0]),
+                transposed_groups=int(getattr(node, "_saved_groups", 1)) if transposed else 0,
+            )  # fmt: skip
+        if name in _LINEAR:
+            last = len(edge_shape(edge)) - 1
+            bias = children[2] if len(children) > 2 else None
+            return Source("weight", edge, (last,), self._leaves(children[1]), self._leaves(bias), inputs=_present(children[0]))
+        if name in _MATRIX_PRODUCTS:
+            return self._matrix_product(edge, children, *_MATRIX_PRODUCTS[name])
+        if name in _MATRIX_VECTOR and self._is_parameter(children[_MATRIX_VECTOR[name][0]]):
+            matrix, vector = (children[position] for position in _MATRIX_VECTOR[name])
+            additive = self._leaves(children[0]) if name == "AddmvBackward0" else ()
+            return Source("weight", edge, (0,), self._leaves(matrix), additive, inputs=_present(vector))
+        if name == "EmbeddingBackward0":
+            last = len(edge_shape(edge)) - 1
+            return Source("weight", edge, (last,), self._leaves(children[0]), weight_axis=1)
+        if name in _CHANNEL_NORMS or name in _GROUP_NORMS:
+            kind = "batch_norm" if name in _CHANNEL_NORMS else "norm"
+            return Source(kind, edge, (1,), self._leaves(children[1]), self._leaves(children[2]), inputs=_present(children[0]))
+        if name in _LAYER_NORMS:
+            dims = len(edge_shape(edge))
+            normalized = len(getattr(node, "_saved_normalized_shape", (0,)))
+            bias = children[2] if len(children) > 2 else None
+            axes = tuple(range(dims - normalized, dims))
+            return Source("norm", edge, axes, self._leaves(children[1]), self._leaves(bias), inputs=_present(children[0]))
+        if name in _ELEMENTWISE_WITH_PARAMETER:
+            return self._elementwise(edge, children)
+        return None
+
+    def _matrix_product(self, edge: Edge, children: list[Edge | None], first: int, second: int) -> Source | None:
+        left, right = children[first], children[second]
+        batched = len(edge_shape(edge)) == 3
+        additive = self._leaves(children[0]) if first == 1 else ()
+        if right is not None and self._is_parameter(right) and not (left is not None and self._is_plain_leaf(left)):
+            weight, data, rows = right, left, len(edge_shape(edge)) - 1
+        elif left is not None and self._is_parameter(left):
+            weight, data, rows = left, right, len(edge_shape(edge)) - 2
+        else:
+            return None
+        axes = (0, rows) if batched and edge_shape(edge)[0] > 1 else (rows,)
+        axis: int | None = None
+        if not batched:
+            axis = int(weight is right)
+            hops = 0
+            while weight[0].name() in {"TBackward0", "TransposeBackward0"} and hops < 4:
+                following = _next(weight[0])[0]
+                if following is None:
+                    break
+                weight, axis, hops = following, 1 - axis, hops + 1
+        return Source("weight", edge, axes, self._leaves(weight), additive, weight_axis=axis, inputs=_present(data))
+
+    def _elementwise(self, edge: Edge, children: list[Edge | None]) -> Source | None:
+        shape = edge_shape(edge)
+        for position, child in enumerate(children):
+            parameter = self._plain_leaf(child)
+            if parameter is None:
+                continue
+            own = edge_shape(child) if child is not None else torch.Size()
+            axes = tuple(
+                len(shape) - len(own) + axis for axis, size in enumerate(own) if size > 1 or size == shape[axis - len(own)] > 1
+            )
+            if len(axes) != 1 or own.numel() != parameter.numel():
+                continue
+            name = self.names[id(parameter)]
+            others = tuple(other for index, other in enumerate(children) if index != position and other is not None)
+            if edge[0].name() == "AddBackward0" and getattr(edge[0], "_saved_alpha", 1) == 1:
+                return Source("elementwise", edge, axes, (), (name,), inputs=others)
+            return Source("elementwise", edge, axes, (name,), (), inputs=others)
+        return None
+
+    def _leaves(self, edge: Edge | None) -> tuple[str, ...]:
+        """Names of the parameters that a weight edge comes from, in order of discovery."""
+        names: dict[str, None] = {}
+        seen: set[Edge] = set()
+        stack = [] if edge is None else [edge]
+        while stack and len(seen) < _WALK_LIMIT:
+            current = stack.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            if current[0].name() == _ACCUMULATE:
+                name = self.names.get(id(current[0].variable))  # type: ignore[attr-defined]
+                if name is not None:
+                    names[name] = None
+                continue
+            stack.extend(child for child in reversed(_next(current[0])) if child is not None)
+        return tuple(names)
+
+    def _plain_leaf(self, edge: Edge | None) -> Tensor | None:
+        """The parameter that an edge is, but for views; ``None`` where it is anything else."""
+        for _ in range(8):
+            if edge is None:
+                return None
+            if edge[0].name() == _ACCUMULATE:
+                variable: Tensor = edge[0].variable  # type: ignore[attr-defined]
+                return variable if id(variable) in self.names else None
+            if edge[0].name() not in _VIEWS:
+                return None
+            edge = _next(edge[0])[0]
+        return None
+
+    def _is_plain_leaf(self, edge: Edge) -> bool:
+        return self._plain_leaf(edge) is not None
+
+    def _is_parameter(self, edge: Edge | None) -> bool:
+        """Whether an operand is computed from parameters alone: no input, no weighted operation, no rectifier."""
+        seen: set[Edge] = set()
+        stack = [] if edge is None else [edge]
+        found = False
+        while stack:
+            current = stack.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            node, name = current[0], current[0].name()
+            if len(seen) > 64 or node in self.rectified or name == "EmbeddingBackward0":
+                return False
+            if name in _CONVOLUTIONS or name in _MATRIX_PRODUCTS or name in _LINEAR or name in _CHANNEL_NORMS:
+                return False
+            if name == _ACCUMULATE:
+                if id(node.variable) not in self.names:  # type: ignore[attr-defined]
+                    return False
+                found = True
+            stack.extend(child for child in _next(node) if child is not None)
+        return found
+
+
+def _present(edge: Edge | None) -> tuple[Edge, ...]:
+    return () if edge is None else (edge,)
+
+
+@dataclass(frozen=True, slots=True)
+class UnitMap:
+    """How the units of a pre-activation map to the rows of a source.
+
+    Attributes:
+        axes: the axes of the pre-activation on which its units lie.
+        rows: int64 (codes,): the row that each index along those axes comes from; -1 where unknown.
+        additive: the source's additive parameter reaches every value with slope 1.
+        one_to_one: no value mixes several indices, so that indices of one row may be pooled as one unit.
+    """
+
+    axes: tuple[int, ...]
+    rows: Tensor
+    additive: bool
+    one_to_one: bool
+
+
+def locate(edge: Edge, source: Source, axes: tuple[int, ...] | None = None) -> UnitMap | None:
+    """Find the axes of ``edge``'s tensor whose index decides the row of ``source`` that a value comes from.
+
+    Each value of the pre-activation is given a random gradient, multiplied by a code that depends on its index along
+    the candidate axes only. Where the codes arrive at the source's output, each in a single row, the axes are right.
+
+    Args:
+        edge: the pre-activation.
+        source: the parametrised operation to ask.
+        axes: candidate to test; by default every axis, then every pair, then every triple.
+
+    Returns:
+        The smallest set of axes that decides the row, or ``None`` where no set does.
+    """
+    shape = edge_shape(edge)
+    if axes is not None:
+        candidates = [axes]
+    else:
+        wide = [axis for axis, size in enumerate(shape) if size > 1]
+        rows = 1
+        for axis in source.row_axes:
+            rows *= source.shape[axis]
+        candidates = [(axis,) for axis in wide]
+        candidates.sort(key=lambda chosen: shape[chosen[0]] != rows)  # most likely first
+        candidates += [(a, b) for i, a in enumerate(wide) for b in wide[i + 1 :]]
+        if rows == 1:
+            narrow = [axis for axis, size in enumerate(shape) if size == 1]
+            candidates = [(axis,) for axis in narrow if axis == source.row_axes[0]] or [(axis,) for axis in narrow[-1:]]
+    probe = _Interrogation(edge, source)
+    for candidate in candidates:
+        unit_map = probe.ask(candidate)
+        if unit_map is not None:
+            return unit_map
+    for candidate in candidates:
+        if len(candidate) == 1:
+            unit_map = probe.ask_one_by_one(candidate[0])
+            if unit_map is not None:
+                return unit_map
+    return None
+
+
+class _Interrogation:
+    """Questions to the stretch of graph between a pre-activation and one source."""
+
+    def __init__(self, edge: Edge, source: Source) -> None:
+        metadata = edge[0]._input_metadata[edge[1]]  # type: ignore[attr-defined]
+        self.shape, self.dtype, self.device = torch.Size(metadata.shape), metadata.dtype, metadata.device
+        self.edge, self.source = GradientEdge(*edge), source
+        self.target = GradientEdge(*source.edge)
+        generator = torch.Generator(self.device).manual_seed(1)
+        self.noise = torch.empty(self.shape, dtype=self.dtype, device=self.device).uniform_(0.5, 1.5, generator=generator)
+        self.row_count = 1
+        for axis in source.row_axes:
+            self.row_count *= source.shape[axis]
+        self.same = self.edge == self.target
+        self.base = self._pull(self.noise)
+
+    def _pull(self, values: Tensor) -> Tensor:
+        """The gradient of sum(values * z) at the source's output, rows first: (rows, values)."""
+        if self.same:
+            gradient: Tensor | None = values
+        else:
+            (gradient,) = torch.autograd.grad(
+                [self.edge], [self.target], grad_outputs=[values], retain_graph=True, allow_unused=True
+            )
+        if gradient is None:
+            return torch.zeros(self.row_count, 0, device=self.device)
+        gradient = gradient.float() if gradient.dtype in {torch.float16, torch.bfloat16} else gradient
+        axes = self.source.row_axes
+        return gradient.movedim(axes, tuple(range(len(axes)))).reshape(self.row_count, -1)
+
+    def ask(self, axes: tuple[int, ...]) -> UnitMap | None:
+        if self.base.numel() == 0 or not bool((self.base != 0).any()):
+            return None
+        codes = 1
+        for axis in axes:
+            codes *= self.shape[axis]
+        index = self._index(axes)
+        base = 16 if self.dtype in {torch.float16, torch.bfloat16} else 1024
+        reached = self.base != 0
+        decoded = torch.zeros(self.base.shape, dtype=torch.int64, device=self.device)
+        scale = 1
+        while True:
+            digit = (index // scale) % base
+            ratio = self._pull(self.noise * (digit + 1).to(self.dtype)) / torch.where(reached, self.base, 1)
+            value = ratio.round()
+            if bool((((ratio - value).abs() > 0.2) | (value < 1) | (value > base))[reached].any()):
+                return None
+            decoded += (value.long() - 1).clamp_(min=0) * scale
+            scale *= base
+            if scale >= codes:
+                break
+        rows = torch.arange(self.row_count, device=self.device)[:, None].expand_as(decoded)
+        found, their_rows = decoded[reached], rows[reached]
+        if int(found.max()) >= codes:
+            return None
+        table = torch.full((codes,), -1, dtype=torch.int64, device=self.device)
+        table[found] = their_rows
+        if bool((table[found] != their_rows).any()):
+            return None
+        return UnitMap(axes, table, self._slope_is_one(axes, table), True)
+
+    def ask_one_by_one(self, axis: int) -> UnitMap | None:
+        """For maps that mix (``cat([z, -z])``): each index alone must light exactly one row."""
+        count = self.shape[axis]
+        if count > 512:
+            return None
+        rows = []
+        for position in range(count):
+            values = torch.zeros_like(self.noise)
+            values.select(axis, position).copy_(self.noise.select(axis, position))
+            lit = (self._pull(values) != 0).any(1).nonzero()
+            if len(lit) != 1:
+                return None
+            rows.append(int(lit))
+        return UnitMap((axis,), torch.tensor(rows, device=self.device), False, False)
+
+    def _index(self, axes: tuple[int, ...]) -> Tensor:
+        index = torch.zeros((1,) * len(self.shape), dtype=torch.int64, device=self.device)
+        for axis in axes:
+            view = [1] * len(self.shape)
+            view[axis] = self.shape[axis]
+            index = index * self.shape[axis] + torch.arange(self.shape[axis], device=self.device).view(view)
+        return index
+
+    def _slope_is_one(self, axes: tuple[int, ...], table: Tensor) -> bool:
+        """Whether a constant added to a row is added, unscaled, to every value of its units."""
+        others = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
+        sums = (self.noise.double().sum(others) if others else self.noise.double()).reshape(-1)
+        known = table >= 0
+        if not bool(known.all()):
+            return False
+        expected = torch.zeros(self.row_count, dtype=torch.float64, device=self.device).index_add_(0, table, sums)
+        found = self.base.double().sum(1)
+        tolerance = 0.02 if self.dtype in {torch.float16, torch.bfloat16} else 1e-3
+        return bool(((found - expected).abs() <= tolerance * expected.abs().clamp_min(1e-12)).all())
+
+

@@ -1,0 +1,85 @@
+"""Leave a model as it was: training flags, buffers, requires_grad, random state and gradient modes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore, bit for bit and also when the body raises, what observing a model may touch.
+
+    Training flags module by module, buffers (their values and the objects that hold them), and the random state of
+    torch on every device, of numpy and of Python.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_training_flags(model))
+        stack.enter_context(preserved_buffers(model))
+        stack.enter_context(_random_states())
+        yield
+
+
+@contextmanager
+def _training_flags(model: nn.Module) -> Iterator[None]:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextmanager
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore every buffer: the tensor object in its place, and its values if they were written to."""
+    kept: list[tuple[nn.Module, str, Tensor | None, Tensor | None, int]] = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone(), _version(buffer))
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, values, version in kept:
+                module._buffers[name] = buffer
+                if buffer is not None and values is not None and _version(buffer) != version:
+                    buffer.copy_(values)
+
+
+def _version(buffer: Tensor | None) -> int:
+    return -1 if buffer is None or buffer.is_inference() else buffer._version
+
+
+@contextmanager
+def _random_states() -> Iterator[None]:
+    cpu = torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        for index, state in enumerate(devices):
+            torch.cuda.set_rng_state(state, index)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+@contextmanager
+def gradients_required(model: nn.Module) -> Iterator[None]:
+    """Let every floating parameter require gradients for the length of a discovery pass."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype.is_floating_point and not p.is_inference()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -1,0 +1,140 @@
+"""One pass over a pre-activation: per-unit numbers out, the activation itself let go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_doctor.observe.rectifiers import Rectifier
+from relu_doctor.observe.stats import NEVER, UnitStats
+
+_WIDE = {torch.float32, torch.float64}
+
+
+@dataclass(slots=True)
+class CallSummary:
+    """What one call of a rectifier leaves behind.
+
+    Attributes:
+        stats: all statistics but those that count inputs, which several calls of one forward share.
+        fired: bool (inputs, units): whether any position of the input fired the unit.
+        valid: bool (inputs,): inputs with at least one position that is no padding.
+    """
+
+    stats: UnitStats
+    fired: Tensor
+    valid: Tensor
+
+
+def summarize(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) -> CallSummary:
+    """Reduce one call's pre-activation to every statistic.
+
+    Args:
+        pre: (inputs, units, positions), any floating dtype; read in float32 or wider.
+        rectifier: decides what fires.
+        valid: bool (inputs, positions), False where there is padding.
+    """
+    num_inputs, num_units, num_positions = pre.shape
+    pre = _widened(pre)
+    stats = UnitStats.empty(num_units, pre.device)
+    if pre.numel() == 0:
+        return _nothing_seen(stats, num_inputs)
+    fires = rectifier.fired(pre)
+    counted = _counted(pre, valid)
+    if counted is None:
+        seen = torch.full((num_inputs, num_units), num_positions, dtype=torch.int64, device=pre.device)
+        highest, lowest = pre.amax(2), pre.amin(2)
+        if num_positions > 1:
+            row_variance, row_mean = torch.var_mean(pre, 2, correction=0)
+            row_squares = row_variance.double() * num_positions
+        else:
+            row_mean, row_squares = pre[:, :, 0], torch.zeros((), dtype=torch.float64, device=pre.device)
+    else:
+        present = counted if valid is None else valid[:, None, :].expand_as(counted)
+        stats.non_finite_values = (~torch.isfinite(pre) & present).sum((0, 2))
+        fires = fires & present
+        seen = counted.sum(2)
+        highest = torch.where(counted, pre, -torch.inf).amax(2)
+        lowest = torch.where(counted, pre, torch.inf).amin(2)
+        row_mean = torch.where(counted, pre, 0).sum(2) / seen.clamp_min(1)
+        row_squares = torch.where(counted, (pre - row_mean[:, :, None]).double() ** 2, 0).sum(2)
+    fired_positions = fires.sum(2)
+    stats.positions = seen.sum(0)
+    stats.positions_fired = fired_positions.sum(0)
+    stats.pre_max, stats.pre_min = highest.amax(0).double(), lowest.amin(0).double()
+    mean = row_mean.double()
+    stats.pre_mean = (mean * seen).sum(0) / stats.positions.clamp_min(1)
+    stats.pre_squares = (row_squares + (mean - stats.pre_mean) ** 2 * seen).sum(0)
+    return CallSummary(stats, fired_positions > 0, _rows(num_inputs, valid, pre.device))
+
+
+def output_magnitude(post: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Summed absolute post-activation per unit, float64 (units,), of finite values that are no padding."""
+    magnitude = _widened(post).abs()
+    if valid is not None:
+        magnitude = torch.where(valid[:, None, :], magnitude, 0)
+    total = magnitude.sum(2).double().sum(0)
+    return torch.where(torch.isfinite(total), total, torch.nan_to_num(magnitude, posinf=0.0).sum((0, 2)).double())
+
+
+def summarize_minimal(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) -> CallSummary:
+    """Reduce one call to what the verdict needs: which inputs fired, the maximum, and whether all was finite.
+
+    Arguments are those of :func:`summarize`. Non-finite values are counted once per input, by its maximum.
+    """
+    num_inputs, num_units, _ = pre.shape
+    pre = _widened(pre)
+    stats = UnitStats.empty(num_units, pre.device)
+    if pre.numel() == 0:
+        return _nothing_seen(stats, num_inputs)
+    if valid is not None:
+        pre = torch.where(valid[:, None, :], pre, -torch.finfo(pre.dtype).max)
+    highest = pre.amax(2)
+    finite = torch.isfinite(highest)
+    stats.non_finite_values = (~finite).sum(0)
+    stats.pre_max = torch.where(finite, highest, -torch.inf).amax(0).double()
+    fired = highest > rectifier.low if rectifier.high == torch.inf else rectifier.fired(pre).any(2)
+    return CallSummary(stats, fired, _rows(num_inputs, valid, pre.device))
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values if values.dtype in _WIDE else values.float()
+
+
+def _rows(num_inputs: int, valid: Tensor | None, device: torch.device) -> Tensor:
+    return torch.ones(num_inputs, dtype=torch.bool, device=device) if valid is None else valid.any(1)
+
+
+def _nothing_seen(stats: UnitStats, num_inputs: int) -> CallSummary:
+    device = stats.inputs.device
+    fired = torch.zeros(num_inputs, stats.num_units, dtype=torch.bool, device=device)
+    return CallSummary(stats, fired, torch.zeros(num_inputs, dtype=torch.bool, device=device))
+
+
+def _counted(pre: Tensor, valid: Tensor | None) -> Tensor | None:
+    """Which values count: finite and no padding. ``None`` says all; without a host sync where there is a device."""
+    if valid is None:
+        if pre.device.type == "cpu" and bool(torch.isfinite(pre.sum(dtype=torch.float64))):
+            return None
+        return torch.isfinite(pre)
+    return torch.isfinite(pre) & valid[:, None, :]
+
+
+def count_inputs(stats: UnitStats, fired: Tensor, valid: Tensor, first_ordinal: int) -> UnitStats:
+    """Fill in the statistics that count inputs.
+
+    Args:
+        stats: the merged statistics of every call that one forward made to the site.
+        fired: bool (inputs, units).
+        valid: bool (inputs,).
+        first_ordinal: ordinal of the first of these inputs.
+    """
+    ordinals = torch.arange(first_ordinal, first_ordinal + len(fired), device=fired.device)[:, None]
+    stats.inputs = valid.sum().expand(fired.shape[1]).clone()
+    stats.inputs_fired = fired.sum(0)
+    if len(fired):
+        stats.first_fired = torch.where(fired, ordinals, NEVER).amin(0)
+        stats.last_fired = torch.where(fired, ordinals, -1).amax(0)
+    return stats

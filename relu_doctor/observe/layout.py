@@ -1,0 +1,80 @@
+"""From a pre-activation of any layout to (inputs, units, positions)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from relu_doctor.observe.sites import ActivationSite
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How one call's axes are read.
+
+    Attributes:
+        order: permutation that puts inputs first, then units, then positions.
+        num_inputs: inputs in this call.
+        split: rows of the first axis that belong to one input (tokens flattened to (inputs x tokens, features)).
+        by_rows: the batch size did not show which axis counts inputs; rows were counted instead.
+    """
+
+    order: tuple[int, ...]
+    num_inputs: int
+    split: int
+    by_rows: bool
+
+
+def read_layout(shape: torch.Size, site: ActivationSite, num_inputs: int | None) -> Layout:
+    """Decide which axis counts inputs.
+
+    Args:
+        shape: of the pre-activation.
+        site: tells the unit axes.
+        num_inputs: inputs in the batch; ``None`` where no tensor shows it.
+    """
+    others = [axis for axis in range(len(shape)) if axis not in site.unit_axes]
+    if not others:
+        return Layout(tuple(site.unit_axes), 1, 0, by_rows=False)
+    matching = [axis for axis in others if shape[axis] == num_inputs]
+    batch, split, by_rows = others[0], 0, False
+    if matching:
+        batch = matching[0]
+    elif num_inputs and others[0] == 0 and shape[0] % num_inputs == 0:
+        split = shape[0] // num_inputs
+    elif others[0] != 0:  # units first and no batch to be seen: one input
+        return Layout((*site.unit_axes, *others), 1, 0, by_rows=False)
+    else:
+        by_rows = num_inputs is not None
+    rest = [axis for axis in others if axis != batch]
+    return Layout((batch, *site.unit_axes, *rest), shape[batch] // split if split else shape[batch], split, by_rows)
+
+
+def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
+    """View values as (inputs, units, positions); copies only where no view exists."""
+    codes = 1
+    for axis in site.unit_axes:
+        codes *= values.shape[axis]
+    moved = values.permute(layout.order)
+    if layout.split:
+        positions = moved.shape[1 + len(site.unit_axes) :].numel()
+        split = moved.reshape(layout.num_inputs, layout.split, codes, positions)
+        arranged = split.transpose(1, 2).reshape(layout.num_inputs, codes, layout.split * positions)
+    else:
+        positions = values.numel() // max(codes * layout.num_inputs, 1)
+        arranged = moved.reshape(layout.num_inputs, codes, positions)
+    if site.grouping is None:
+        return arranged
+    order = torch.argsort(site.grouping, stable=True)
+    if not bool((order[1:] > order[:-1]).all()):
+        arranged = arranged[:, order.to(values.device)]
+    return arranged.reshape(layout.num_inputs, site.num_units, -1)
+
+
+def valid_positions(mask: Tensor | None, arranged: Tensor) -> Tensor | None:
+    """The mask of a batch for one call, where its positions are the mask's; ``None`` where they are not."""
+    if mask is None or mask.shape != (arranged.shape[0], arranged.shape[2]):
+        return None
+    return mask.to(device=arranged.device, dtype=torch.bool)
