@@ -1,1 +1,40 @@
 """relu_doctor: find the ReLU units of a PyTorch model that have died, and say how sure that is, why, and what to do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from relu_doctor.config import Config as Config
+    from relu_doctor.config import load_config as load_config
+    from relu_doctor.diagnose.diagnosis import Diagnosis as Diagnosis
+    from relu_doctor.diagnose.diagnosis import diagnose as diagnose
+    from relu_doctor.diagnose.findings import Finding as Finding
+    from relu_doctor.scanning import scan as scan
+
+_HOMES = {
+    "Config": "relu_doctor.config",
+    "Diagnosis": "relu_doctor.diagnose.diagnosis",
+    "Finding": "relu_doctor.diagnose.findings",
+    "diagnose": "relu_doctor.diagnose.diagnosis",
+    "load_config": "relu_doctor.config",
+    "scan": "relu_doctor.scanning",
+}
+
+__all__ = ["Config", "Diagnosis", "Finding", "__version__", "diagnose", "load_config", "scan"]  # noqa: F822 lazy
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first asked for, so that ``import relu_doctor`` stays cheap."""
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("relu-doctor")
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted(__all__)

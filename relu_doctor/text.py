@@ -22,8 +22,8 @@ def clean_text(text: object, limit: int = 200) -> str:
     """
     try:
         raw = str(text)
-    except Exception:
-        raw = f"<{type(text).__name__}>"  # an object of the user's own whose __str__ fails
+    except Exception:  # noqa: BLE001  # __str__ is somebody else's code
+        raw = f"<{type(text).__name__}>"
     pieces: list[str] = []
     length = 0
     for character in raw:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from relu_doctor.checkpoints.nodes import DamagedPickleError, Global, StorageFile, StorageRef, StorageType
-from relu_doctor.checkpoints.pickles import MOST_BYTES, BoundedReader, read_pickle
+from relu_doctor.checkpoints.nodes import DamagedPickleError, Global, StorageRef, StorageType
+from relu_doctor.checkpoints.pickles import MOST_BYTES, read_pickle
+from relu_doctor.checkpoints.streams import BoundedReader, StorageFile
 from relu_doctor.errors import CheckpointError, UnsafeCheckpointError
 from relu_doctor.text import clean_text, closest_name, name_some
 
@@ -22,6 +23,7 @@ _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the name and of the extra field
+_ZIP_DAMAGE = (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError, EOFError)
 _SIGNATURES = {
     b"\x89HDF\r\n\x1a\n": "an HDF5 file (Keras?)",
     b"\x1f\x8b": "gzip-compressed: unpack it first",
@@ -159,7 +161,7 @@ def _records(file: IO[bytes], source: StorageFile) -> tuple[dict[str, tuple[int,
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OverflowError, EOFError) as error:
+    except _ZIP_DAMAGE as error:
         raise DamagedPickleError("its zip directory, which stands at the end, is missing or broken") from error
     records: dict[str, tuple[int, int]] = {}
     total = 0
@@ -177,6 +179,21 @@ def _records(file: IO[bytes], source: StorageFile) -> tuple[dict[str, tuple[int,
             raise DamagedPickleError("a zip record lies outside the file")
         records[entry.filename] = (offset, entry.file_size)
     return records, [entry.filename for entry in entries]
+
+
+def check_zip(path: Path) -> None:
+    """See that a zip is a checkpoint of ``torch.save``, by the names in it.
+
+    Raises:
+        UnsafeCheckpointError: it is a TorchScript program.
+        CheckpointError: its directory is broken, or it is a zip of something else.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except _ZIP_DAMAGE as error:
+        raise CheckpointError(f"'{clean_text(path)}' is damaged or truncated. Copy or save it again.") from error
+    _check_names(path, names)
 
 
 def _check_names(path: Path, names: list[str]) -> str:
@@ -288,4 +305,3 @@ def _view(metadata: object, item_bytes: int, nbytes: int) -> tuple[int, int]:
     if (first + count) * item_bytes > nbytes:
         raise DamagedPickleError("a view reaches past the end of its tensor data")
     return first * item_bytes, count * item_bytes
-

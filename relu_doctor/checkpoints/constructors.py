@@ -52,9 +52,9 @@ _STORAGES: dict[str, torch.dtype | None] = {
 }
 _QUANTIZED = {"QUInt8Storage": 1, "QInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 _DTYPE_NAMES = (
-    "float64 double float32 float half float16 bfloat16 int64 long int32 int int16 short int8 uint8 uint16 uint32 uint64 "
-    "bool complex32 chalf complex64 cfloat complex128 cdouble float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz "
-    "float8_e8m0fnu"
+    "float64 double float32 float half float16 bfloat16 int64 long int32 int int16 short int8 uint8 uint16 uint32 "
+    "uint64 bool complex32 chalf complex64 cfloat complex128 cdouble float8_e4m3fn float8_e5m2 float8_e4m3fnuz "
+    "float8_e5m2fnuz float8_e8m0fnu"
 )
 _DTYPES: dict[str, torch.dtype] = {
     name: dtype for name in _DTYPE_NAMES.split() if isinstance(dtype := getattr(torch, name, None), torch.dtype)
@@ -176,7 +176,14 @@ def _tensor(storage: object, offset: object, shape: object, stride: object, *ign
 
 
 def _tensor_v3(
-    storage: object, offset: object, shape: object, stride: object, grad: object, hooks: object, dtype: object, *rest: object
+    storage: object,
+    offset: object,
+    shape: object,
+    stride: object,
+    grad: object,
+    hooks: object,
+    dtype: object,
+    *rest: object,
 ) -> object:
     if not isinstance(dtype, torch.dtype) or (rest and isinstance(rest[0], dict) and any(rest[0].values())):
         raise NotPlainError

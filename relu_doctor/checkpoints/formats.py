@@ -9,24 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from relu_doctor.checkpoints.archives import LEGACY, SAFETENSORS, ZIP, check_file, read_archive, tell_format
-from relu_doctor.checkpoints.nodes import ArrayNode, OrderedItems, Placeholder, TensorRef
+from relu_doctor.checkpoints.archives import SAFETENSORS, ZIP, check_file, check_zip, read_archive, tell_format
+from relu_doctor.checkpoints.nodes import OrderedItems, Placeholder, TensorRef
 from relu_doctor.checkpoints.optimizer import (
     NamesAndShapes,
     OptimizerState,
+    plain_name,
     read_optimizer,
     read_settings,
     strip_prefix,
 )
 from relu_doctor.checkpoints.search import (
     as_mapping,
+    as_tensor,
     find_epoch,
     find_optimizers,
     find_placeholders,
     find_state_dict,
     find_step,
+    holds_tensors,
 )
 from relu_doctor.errors import CheckpointError, UnsafeCheckpointError
 from relu_doctor.text import clean_text, name_some
@@ -116,8 +120,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False, key: str | None = 
     found = find_state_dict(root, shown=shown, key=key)
     placeholders = find_placeholders(root)
     tensors, extra, notes = _load_tensors(found.items, shown)
-    metadata = found.items.state if isinstance(found.items, OrderedItems) else vars(found.items) if trust else None
-    state_dict, prefix = _without_prefix(tensors, metadata)
+    state_dict, prefix = _without_prefix(tensors, _module_versions(found.items))
     if found.others:
         notes.append(f"The file also holds tensors under {name_some(found.others, 6)}; not used.")
     optimizers = tuple(find_optimizers(root))
@@ -135,7 +138,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False, key: str | None = 
         epoch=find_epoch(root, container=found.key),
         placeholders=placeholders,
         notes=(*notes, *optimizer_notes),
-        extra_state=extra,
+        extra_state={name.removeprefix(prefix): value for name, value in extra.items()},
         raw_optimizers=optimizers,
     )
 
@@ -143,7 +146,7 @@ def load_checkpoint(path: str | Path, *, trust: bool = False, key: str | None = 
 def _load_trusted(path: Path, kind: str) -> object:
     """What ``torch.load`` makes of the file, its code included."""
     if kind == ZIP:
-        _refuse_programs(path)
+        check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the file's age, not about the user's data
@@ -155,39 +158,94 @@ def _load_trusted(path: Path, kind: str) -> object:
         ) from error
 
 
-def _refuse_programs(path: Path) -> None:
-    read_archive(path, ZIP)
-
-
 def _load_tensors(items: Mapping[Any, Any], shown: str) -> tuple[dict[str, Tensor], dict[str, object], list[str]]:
-    """The tensors of a state dict, read; its plain extra entries; and what to note."""
+    """The tensors of a state dict, read; its extra entries; and what to note."""
     tensors: dict[str, Tensor] = {}
     extra: dict[str, object] = {}
     unmade: dict[str, str] = {}
-    skipped: list[str] = []
+    skipped: list[object] = []
     cache: dict[tuple[str, torch.dtype], torch.UntypedStorage] = {}
     for name, value in items.items():
-        if isinstance(value, TensorRef):
-            tensors[name] = value.load(cache)
-        elif isinstance(value, ArrayNode):
-            tensor = value.load()
-            if tensor is not None:
-                tensors[name] = tensor
-        elif isinstance(value, Tensor):
-            tensors[name] = value.detach()
+        tensor = value.load(cache) if isinstance(value, TensorRef) else as_tensor(value)
+        if tensor is not None and isinstance(name, str):
+            tensors[name] = tensor
         elif isinstance(name, str) and name.endswith("_extra_state"):
             extra[name] = value
-        elif isinstance(value, Placeholder) and not as_mapping(value) and name not in _SIDE_ENTRIES:
+        elif isinstance(value, Placeholder) and (value.dotted.startswith("torch._utils._") or holds_tensors(value)):
             unmade[str(name)] = value.dotted
         else:
-            skipped.append(str(name))
-    needed = {name: dotted for name, dotted in unmade.items() if _looks_like_tensor(dotted)}
-    if needed:
-        made_by = name_some(dict.fromkeys(needed.values()), 3)
+            skipped.append(name)
+    if unmade:
         raise UnsafeCheckpointError(
-            f"{len(needed)} of the tensors in '{shown}' depend on code that the file would have to run: "
-            f"{name_some(needed)}, made by {made_by}. Run again with --trust if you trust the file."
+            f"{len(unmade)} of the tensors in '{shown}' depend on code that the file would have to run: "
+            f"{name_some(unmade)}, made by {name_some(dict.fromkeys(unmade.values()), 3)}. "
+            "Run again with --trust if you trust the file: that runs its code."
         )
-    skipped += [name for name in unmade if name not in needed]
     notes = [f"Entries of the state dict that are no tensors were left out: {name_some(skipped)}."] if skipped else []
     return tensors, extra, notes
+
+
+def _module_versions(items: Mapping[Any, Any]) -> dict[str, dict[str, int]]:
+    """The versions of the modules that were saved, per module path: nothing else of ``_metadata`` is passed on."""
+    attributes = as_mapping(items.state) if isinstance(items, OrderedItems) else getattr(items, "__dict__", None)
+    metadata = as_mapping((attributes or {}).get("_metadata")) or {}
+    versions = {}
+    for path, entry in metadata.items():
+        version = (as_mapping(entry) or {}).get("version")
+        if isinstance(path, str) and type(version) is int:
+            versions[path] = {"version": version}
+    return versions
+
+
+def _without_prefix(tensors: dict[str, Tensor], versions: dict[str, dict[str, int]]) -> tuple[StateDict, str]:
+    plain, prefix = strip_prefix(tensors)
+    state_dict = StateDict((plain[name], tensor) for name, tensor in tensors.items())
+    if versions:
+        state_dict._metadata = {
+            plain_name(f"{path}.".removeprefix(prefix).removesuffix(".")): entry
+            for path, entry in versions.items()
+            if f"{path}.".startswith(prefix)
+        }
+    return state_dict, prefix
+
+
+def _pick_optimizer(
+    optimizers: Iterable[tuple[str, Mapping[Any, Any]]], names_and_shapes: NamesAndShapes
+) -> tuple[OptimizerState | None, tuple[str, ...]]:
+    """The optimizer whose parameters are the model's, and a note where that is not certain."""
+    given, pairs = list(optimizers), dict(names_and_shapes)
+    tied = [state for key, raw in given if (state := read_optimizer(raw, pairs, key=key)) is not None]
+    if len(tied) > 1:
+        names = name_some(state.key for state in tied)
+        return tied[0], (f"{_OPTIMIZER_NOTE}{names} all fit the model; '{tied[0].key}' was taken.",)
+    if tied:
+        return tied[0], ()
+    if len(given) == 1:
+        settings = read_settings(given[0][1], key=given[0][0])
+        return settings, (
+            f"{_OPTIMIZER_NOTE}it could not be told which parameter is which, so only its settings are used.",
+        )
+    if given:
+        return None, (f"{_OPTIMIZER_NOTE}none of {name_some(key for key, _ in given)} fits the model's parameters.",)
+    return None, ()
+
+
+def _load_safetensors(path: Path) -> Checkpoint:
+    shown = clean_text(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"'{shown}' is a damaged or truncated safetensors file: {clean_text(error)}. Copy or save it again."
+        ) from error
+    if not tensors:
+        raise CheckpointError(f"'{shown}' holds no tensors.")
+    state_dict, prefix = _without_prefix(tensors, {})
+    step = next((count for name in _STEP_METADATA if (count := _as_whole(metadata.get(name))) is not None), None)
+    return Checkpoint(path, SAFETENSORS, state_dict, prefix=prefix, step=step, epoch=_as_whole(metadata.get("epoch")))
+
+
+def _as_whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None

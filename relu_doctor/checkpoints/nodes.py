@@ -6,17 +6,14 @@ None of these classes has a method that a file can reach: the reader in ``pickle
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from relu_doctor.errors import CheckpointError
+from relu_doctor.checkpoints.streams import StorageFile
 from relu_doctor.text import clean_text
 
 _MOST_DIMENSIONS = 64
@@ -26,17 +23,13 @@ _LARGEST_KEY = 1000
 
 
 class DamagedPickleError(Exception):
-    """The stream breaks the rules of pickle or of torch's tensors; turned into a CheckpointError that names the file."""
+    """The stream breaks the rules of pickle or of torch's tensors; becomes a CheckpointError that names the file."""
 
 
 class OrderedItems(dict[object, object]):
     """A dict that may carry an attribute state beside its items, as a ``state_dict`` carries ``_metadata``."""
 
-    __slots__ = ("state",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.state: object = None
+    state: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +57,7 @@ class Placeholder:
     elements: list[object] = field(default_factory=list)
 
     def __repr__(self) -> str:
+        """The name alone: what is inside may be of any size."""
         return f"<placeholder for {clean_text(self.dotted)}>"
 
 
@@ -88,7 +82,13 @@ class NumpyDtype:
         kind, width = self.code[:1], self.code[1:]
         if self.code == "?":
             kind, width = "b", "1"
-        widths = {"b": ("1",), "i": ("1", "2", "4", "8"), "u": ("1", "2", "4", "8"), "f": ("2", "4", "8"), "c": ("8", "16")}
+        widths = {
+            "b": ("1",),
+            "i": ("1", "2", "4", "8"),
+            "u": ("1", "2", "4", "8"),
+            "f": ("2", "4", "8"),
+            "c": ("8", "16"),
+        }
         if width not in widths.get(kind, ()) or self.order not in ("<", ">", "=", "|"):
             return None
         return np.dtype(f"{self.order}{kind}{width}")
@@ -117,46 +117,6 @@ class ArrayNode:
             return None
         flat = np.frombuffer(self.data, dtype).astype(dtype.newbyteorder("="))
         return torch.from_numpy(flat.reshape(self.shape, order="F" if self.column_major else "C"))
-
-
-@dataclass(eq=False, slots=True)
-class StorageFile:
-    """Where the bytes of the storages lie in a checkpoint file.
-
-    The file is opened for each read and held to the size and time it had at first: a training run that overwrites its
-    checkpoint gives a clean error, never a mixture.
-    """
-
-    path: Path
-    size: int
-    modified_ns: int
-    big_endian: bool = False
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)  # key -> (offset, bytes)
-
-    def read(self, key: str, dtype: torch.dtype) -> torch.UntypedStorage:
-        """One storage, in memory and in native byte order.
-
-        Raises:
-            CheckpointError: the file has changed or shrunk since it was opened, or cannot be read.
-        """
-        offset, nbytes = self.spans[key]
-        flat = torch.empty(nbytes, dtype=torch.uint8)
-        try:
-            with self.path.open("rb") as file:
-                stat = os.fstat(file.fileno())
-                if (stat.st_size, stat.st_mtime_ns) != (self.size, self.modified_ns):
-                    raise CheckpointError(f"'{clean_text(self.path)}' was changed while it was being read; run again.")
-                file.seek(offset)
-                if file.readinto(flat.numpy()) != nbytes:
-                    raise CheckpointError(f"'{clean_text(self.path)}' is truncated: tensor data end early.")
-        except OSError as error:
-            raise CheckpointError(f"'{clean_text(self.path)}' cannot be read: {clean_text(error.strerror)}.") from error
-        unit = dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
-        if self.big_endian != (sys.byteorder == "big") and unit > 1:
-            flat.numpy().view(f"u{unit}").byteswap(inplace=True)
-        if dtype == torch.bool:
-            flat = flat.ne(0).view(torch.uint8)  # any other byte in a bool tensor is undefined behaviour
-        return flat.untyped_storage()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -201,7 +161,7 @@ class TensorRef:
             if cache is not None:
                 cache[where] = data
         first = self.storage.start // self.dtype.itemsize + self.offset
-        return torch.empty(0, dtype=self.dtype).set_(data, first, self.shape, self.stride)  # type: ignore[no-any-return, call-overload]  # the stubs lack this overload
+        return torch.empty(0, dtype=self.dtype).set_(data, first, self.shape, self.stride)
 
 
 def make_tensor(storage: object, offset: object, shape: object, stride: object, dtype: torch.dtype | None) -> object:

@@ -118,7 +118,9 @@ class OptimizerState:
 def plain_name(name: str) -> str:
     """A parameter's name without the components that wrappers add anywhere in it (``_orig_mod`` and the like)."""
     parts = name.split(".")
-    return ".".join(part for part in parts if part not in _WRAPPERS) if any(part in _WRAPPERS for part in parts) else name
+    return (
+        ".".join(part for part in parts if part not in _WRAPPERS) if any(part in _WRAPPERS for part in parts) else name
+    )
 
 
 def strip_prefix(names: Iterable[str]) -> tuple[dict[str, str], str]:

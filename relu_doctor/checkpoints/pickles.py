@@ -11,7 +11,7 @@ import codecs
 import pickletools
 import warnings
 from collections.abc import Callable
-from typing import IO, Any
+from typing import Any
 
 from relu_doctor.checkpoints.constructors import (
     NotPlainError,
@@ -30,6 +30,7 @@ from relu_doctor.checkpoints.nodes import (
     TensorRef,
     as_key,
 )
+from relu_doctor.checkpoints.streams import BoundedReader
 
 MOST_BYTES = 2**30  # of one pickle; tensors lie outside it
 MOST_OPCODES = 20_000_000
@@ -40,38 +41,16 @@ _POINTER_BYTES = 8
 PersistentLoad = Callable[[object], object]
 
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 "
-    "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT".split()
+    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8
+    UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT""".split()  # noqa: SIM905  # a list of 19 lines
 )
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _FRESH: dict[str, Callable[[], object]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_LINES = frozenset({"STRING", "GLOBAL", "INST", "PERSID"})
 _IGNORED = frozenset({"PROTO", "FRAME", "READONLY_BUFFER"})
 _OPCODES = {operation.code.encode("latin-1"): operation for operation in pickletools.opcodes}
 # What a damaged stream makes the readers of arguments and our own list operations raise.
 _DAMAGE = (IndexError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, MemoryError)
-
-
-class BoundedReader:
-    """Reads from a binary file and never allocates more than is left of a limit."""
-
-    def __init__(self, file: IO[bytes], limit: int) -> None:
-        self._file = file
-        self._left = limit
-        self.consumed = 0
-
-    def read(self, count: int = -1) -> bytes:
-        """At most ``count`` bytes; fewer at the end of the file or of the limit."""
-        data = self._file.read(self._left if count < 0 else min(count, self._left))
-        self._left -= len(data)
-        self.consumed += len(data)
-        return data
-
-    def readline(self) -> bytes:
-        """The rest of the line, with its newline."""
-        data = self._file.readline(self._left)
-        self._left -= len(data)
-        self.consumed += len(data)
-        return data
 
 
 def read_pickle(reader: BoundedReader, persistent_load: PersistentLoad | None = None) -> object:
@@ -95,13 +74,16 @@ class _Machine:
 
     def __init__(self, reader: BoundedReader, persistent_load: PersistentLoad | None) -> None:
         self.reader = reader
+        self.stream: Any = reader  # pickletools wants a file but only reads from it
         self.persistent_load = persistent_load
         self.stack: list[object] = []
         self.marks: list[list[object]] = []
         self.memo: dict[int, object] = {}
         self.copied = 0
         self.opcodes = 0
-        self.handlers = {name.removeprefix("on_"): getattr(self, name) for name in dir(self) if name.startswith("on_")}
+        self.handlers = {
+            name.removeprefix("on_").upper(): getattr(self, name) for name in dir(self) if name.startswith("on_")
+        }
 
     def run(self) -> object:
         try:
@@ -123,7 +105,7 @@ class _Machine:
             name = operation.name
             argument: Any = None
             if operation.arg is not None:
-                argument = self.read_string() if name == "STRING" else operation.arg.reader(self.reader)
+                argument = self.read_line(name) if name in _LINES else operation.arg.reader(self.stream)
             if name in _LITERALS:
                 self.stack.append(argument)
             elif name in _CONSTANTS:
@@ -135,17 +117,27 @@ class _Machine:
             elif name not in _IGNORED:
                 self.handlers[name](argument)
 
-    def read_string(self) -> str:
-        line = self.reader.readline().strip()
+    def read_line(self, name: str) -> str | tuple[str, str]:
+        """The argument of an instruction whose text pickletools would unescape, with warnings about what is in it."""
+        line = self.whole_line()
+        if name != "STRING":
+            return (line.decode(), self.whole_line().decode()) if name != "PERSID" else line.decode()
+        line = line.strip()
         if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
             raise ValueError("a string without quotes")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an unknown escape in the file is not the caller's business
-            return codecs.escape_decode(line[1:-1])[0].decode("latin-1")  # type: ignore[attr-defined, no-any-return]  # undocumented, but what pickle itself uses
+            return codecs.escape_decode(line[1:-1])[0].decode("latin-1")  # what pickle itself uses
+
+    def whole_line(self) -> bytes:
+        line = self.reader.readline()
+        if not line.endswith(b"\n"):
+            raise ValueError("a line that does not end")
+        return line[:-1]
 
     # The stack
 
-    def on_MARK(self, _: Any) -> None:
+    def on_mark(self, _: Any) -> None:
         self.marks.append(self.stack)
         self.stack = []
 
@@ -154,37 +146,37 @@ class _Machine:
         self.stack = self.marks.pop()
         return items
 
-    def on_POP(self, _: Any) -> None:
+    def on_pop(self, _: Any) -> None:
         if self.stack:
             self.stack.pop()
         else:
             self.pop_mark()
 
-    def on_POP_MARK(self, _: Any) -> None:
+    def on_pop_mark(self, _: Any) -> None:
         self.pop_mark()
 
-    def on_DUP(self, _: Any) -> None:
+    def on_dup(self, _: Any) -> None:
         self.stack.append(self.stack[-1])
 
-    def on_PUT(self, index: int) -> None:
+    def on_put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    on_BINPUT = on_LONG_BINPUT = on_PUT
+    on_binput = on_long_binput = on_put
 
-    def on_MEMOIZE(self, _: Any) -> None:
+    def on_memoize(self, _: Any) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def on_GET(self, index: int) -> None:
+    def on_get(self, index: int) -> None:
         self.stack.append(self.memo[index])
 
-    on_BINGET = on_LONG_BINGET = on_GET
+    on_binget = on_long_binget = on_get
 
     # Containers
 
-    def on_BYTEARRAY8(self, data: bytes) -> None:
+    def on_bytearray8(self, data: bytes) -> None:
         self.stack.append(bytearray(data))
 
-    def on_TUPLE(self, _: Any) -> None:
+    def on_tuple(self, _: Any) -> None:
         items = tuple(self.pop_mark())
         self.stack.append(items)
 
@@ -194,38 +186,38 @@ class _Machine:
             raise IndexError
         self.stack[-length:] = [items]
 
-    def on_TUPLE1(self, _: Any) -> None:
+    def on_tuple1(self, _: Any) -> None:
         self.push_tuple(1)
 
-    def on_TUPLE2(self, _: Any) -> None:
+    def on_tuple2(self, _: Any) -> None:
         self.push_tuple(2)
 
-    def on_TUPLE3(self, _: Any) -> None:
+    def on_tuple3(self, _: Any) -> None:
         self.push_tuple(3)
 
-    def on_LIST(self, _: Any) -> None:
+    def on_list(self, _: Any) -> None:
         items = self.pop_mark()
         self.stack.append(items)
 
-    def on_DICT(self, _: Any) -> None:
+    def on_dict(self, _: Any) -> None:
         items = self.pop_mark()
         result: dict[object, object] = {}
         self.set_items(result, items)
         self.stack.append(result)
 
-    def on_FROZENSET(self, _: Any) -> None:
+    def on_frozenset(self, _: Any) -> None:
         items = self.pop_mark()
         self.stack.append(frozenset(as_key(item) for item in items))
 
-    def on_APPEND(self, _: Any) -> None:
+    def on_append(self, _: Any) -> None:
         item = self.stack.pop()
         self.extend(self.stack[-1], [item])
 
-    def on_APPENDS(self, _: Any) -> None:
+    def on_appends(self, _: Any) -> None:
         items = self.pop_mark()
         self.extend(self.stack[-1], items)
 
-    def on_ADDITEMS(self, _: Any) -> None:
+    def on_additems(self, _: Any) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
         if type(target) is set:
@@ -241,11 +233,11 @@ class _Machine:
         else:
             raise TypeError("items for something that is no list")
 
-    def on_SETITEM(self, _: Any) -> None:
+    def on_setitem(self, _: Any) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self.set_items(self.stack[-1], [key, value])
 
-    def on_SETITEMS(self, _: Any) -> None:
+    def on_setitems(self, _: Any) -> None:
         items = self.pop_mark()
         self.set_items(self.stack[-1], items)
 
@@ -261,45 +253,43 @@ class _Machine:
 
     # Names, and what would be calls
 
-    def on_GLOBAL(self, names: str) -> None:
-        module, _, name = names.partition(" ")
-        self.stack.append(resolve_global(module, name))
+    def on_global(self, names: tuple[str, str]) -> None:
+        self.stack.append(resolve_global(*names))
 
-    def on_STACK_GLOBAL(self, _: Any) -> None:
+    def on_stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise TypeError("a name that is no text")
         self.stack.append(resolve_global(module, name))
 
-    def on_EXT1(self, code: int) -> None:
+    def on_ext1(self, code: int) -> None:
         self.stack.append(Global("copyreg extension", str(code)))
 
-    on_EXT2 = on_EXT4 = on_EXT1
+    on_ext2 = on_ext4 = on_ext1
 
-    def on_PERSID(self, identity: Any) -> None:
+    def on_persid(self, identity: Any) -> None:
         if self.persistent_load is None:
             raise ValueError("a persistent id")
         self.stack.append(self.persistent_load(identity))
 
-    def on_BINPERSID(self, _: Any) -> None:
-        self.on_PERSID(self.stack.pop())
+    def on_binpersid(self, _: Any) -> None:
+        self.on_persid(self.stack.pop())
 
-    def on_REDUCE(self, _: Any) -> None:
+    def on_reduce(self, _: Any) -> None:
         args, target = self.stack.pop(), self.stack.pop()
         self.construct(target, args)
 
-    on_NEWOBJ = on_REDUCE
+    on_newobj = on_reduce
 
-    def on_NEWOBJ_EX(self, _: Any) -> None:
+    def on_newobj_ex(self, _: Any) -> None:
         kwargs, args, target = self.stack.pop(), self.stack.pop(), self.stack.pop()
         self.construct(target, args, kwargs)
 
-    def on_INST(self, names: str) -> None:
+    def on_inst(self, names: tuple[str, str]) -> None:
         args = tuple(self.pop_mark())
-        module, _, name = names.partition(" ")
-        self.construct(resolve_global(module, name), args)
+        self.construct(resolve_global(*names), args)
 
-    def on_OBJ(self, _: Any) -> None:
+    def on_obj(self, _: Any) -> None:
         target, *args = self.pop_mark()
         self.construct(target, tuple(args))
 
@@ -332,7 +322,7 @@ class _Machine:
         if self.copied > _COPY_ALLOWANCE + _MOST_COPIES * self.reader.consumed:
             raise DamagedPickleError("it copies the same values over and over")
 
-    def on_BUILD(self, _: Any) -> None:
+    def on_build(self, _: Any) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, Placeholder | OrderedItems):

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from relu_doctor.checkpoints.constructors import KNOWN_CLASSES
-from relu_doctor.checkpoints.nodes import ArrayNode, Global, Placeholder, TensorRef
+from relu_doctor.checkpoints.nodes import ArrayNode, Global, Placeholder, StorageRef, TensorRef
 from relu_doctor.errors import CheckpointError, UnsafeCheckpointError
 from relu_doctor.text import clean_text, name_some
 
@@ -22,7 +22,9 @@ USUAL_KEYS = (
 _STEP_KEYS = ("global_step", "step", "num_updates", "iteration", "iter", "steps", "n_iter", "total_steps")
 _EPOCH_KEYS = ("epoch", "current_epoch", "epochs_done")
 # Averages and optimizers hold tensors named like the model's, and are not the model.
-_SIDE_KEYS = re.compile(r"(^|[._\-])(ema|emas|swa|averaged?|shadow|optim\w*|opt|sched\w*|scaler)([._\-\[]|$)", re.IGNORECASE)
+_SIDE_KEYS = re.compile(
+    r"(^|[._\-])(ema|emas|swa|averaged?|shadow|optim\w*|opt|sched\w*|scaler)([._\-\[]|$)", re.IGNORECASE
+)
 _SETTINGS_KEYS = re.compile(r"arg|conf|cfg|hparam|hyper|param|opt|setting|sched|scaler|callback|loop", re.IGNORECASE)
 _DEEPEST = 5
 _MOST_CHILDREN = 10_000
@@ -114,7 +116,9 @@ def _leave_out_minor(candidates: list[_Candidate]) -> list[_Candidate]:
 
 def _found(chosen: _Candidate, candidates: list[_Candidate]) -> FoundState:
     others = tuple(
-        candidate.key for candidate in candidates if candidate.path[: len(chosen.path)] != chosen.path and candidate.pure
+        candidate.key
+        for candidate in candidates
+        if candidate.path[: len(chosen.path)] != chosen.path and candidate.pure
     )
     return FoundState(chosen.key, chosen.items, others)
 
@@ -137,7 +141,7 @@ def _candidates(root: object) -> Iterator[_Candidate]:
 
 
 def _walk(root: object) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Containers in the order of their depth, each once; not into optimizers, nor into mappings of nothing but tensors."""
+    """Containers in the order of their depth, each once; what is inside an optimizer is left out."""
     level: list[tuple[tuple[str, ...], object]] = [((), root)]
     seen: set[int] = set()
     for _ in range(_DEEPEST):
@@ -261,7 +265,7 @@ def find_placeholders(root: object, most: int = 50) -> tuple[str, ...]:
 
 
 def _refuse_needed_placeholder(root: object, shown: str, *, everywhere: bool) -> None:
-    """Raise when the parameters are inside an object that was not made: all of the file, or what the usual keys hold."""
+    """Raise when the parameters are inside an object that was not made: the root, or what a usual key holds."""
     places: list[tuple[str, object]] = [("", root)]
     items = as_mapping(root)
     if items is not None:
@@ -269,7 +273,7 @@ def _refuse_needed_placeholder(root: object, shown: str, *, everywhere: bool) ->
         if everywhere:
             places.extend((clean_text(name, 80), child) for name, child in items.items())
     for name, value in places:
-        if isinstance(value, Placeholder) and _holds_tensors(value):
+        if isinstance(value, Placeholder) and holds_tensors(value):
             where = f"'{name}' in '{shown}'" if name else f"'{shown}'"
             raise UnsafeCheckpointError(
                 f"{where} is a pickled object of {clean_text(value.dotted)}, whose parameters only its own code can "
@@ -277,11 +281,12 @@ def _refuse_needed_placeholder(root: object, shown: str, *, everywhere: bool) ->
             )
 
 
-def _holds_tensors(value: object) -> bool:
+def holds_tensors(value: object) -> bool:
+    """Whether a tensor, or its data, is anywhere inside."""
     waiting, seen = [value], set[int]()
     while waiting:
         part = waiting.pop()
-        if isinstance(part, TensorLike):
+        if isinstance(part, TensorLike | StorageRef):
             return True
         if id(part) in seen:
             continue

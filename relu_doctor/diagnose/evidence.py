@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv
 
 
 def firing_rate_upper(
@@ -50,12 +50,3 @@ def inputs_needed(max_firing_rate: float, *, confidence: float = 0.95, num_units
     """
     alpha = (1 - confidence) / max(num_units, 1)
     return math.ceil(math.log(alpha) / math.log1p(-max_firing_rate) - 1e-9)
-
-
-def gaussian_silence(num_inputs: ArrayLike) -> NDArray[np.float64]:
-    """The shift c, in standard deviations, at which a Gaussian pre-activation is silent on n inputs half of the time.
-
-    Phi(c)^n = 1/2. 3.2, 3.8 and 4.3 at n = 1e3, 1e4 and 1e5.
-    """
-    seen = np.maximum(np.asarray(num_inputs, dtype=float), 1.0)
-    return np.asarray(ndtri(np.exp2(-1.0 / seen)), dtype=np.float64)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from relu_doctor.errors import DataError
 
 
 class ArrayBatches(Sequence[Tensor]):
@@ -49,3 +55,148 @@ class ArrayBatches(Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[index] for index in range(len(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """How one batch is handed to a model.
+
+    Attributes:
+        args, kwargs: of the forward.
+        num_inputs: inputs in the batch, ``None`` where no tensor shows it.
+        passed: in words, for the coverage line.
+        mask: bool (inputs, positions) of an ``attention_mask``, else ``None``.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    num_inputs: int | None
+    passed: str
+    mask: Tensor | None
+
+
+class Feeder:
+    """Turns batches into forward arguments by the signature of the model's forward.
+
+    Of a tensor the tensor itself; of a tuple or list as many leading elements as the forward requires; of a mapping
+    the keys that it takes.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.required = 1
+        self.accepted: frozenset[str] | None = None  # None: any keyword
+        try:
+            parameters = list(inspect.signature(model.forward).parameters.values())
+        except (TypeError, ValueError):
+            return
+        positional = [p for p in parameters if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
+        required = [p for p in positional if p.default is p.empty]
+        self.required = max(len(required), 1)
+        named = frozenset(p.name for p in parameters if p.kind in {p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY})
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.accepted = None if open_ended and not named else named
+
+    def arguments(self, batch: object) -> Arguments:
+        """Read one batch.
+
+        Raises:
+            DataError: the batch cannot be passed to this forward.
+        """
+        if isinstance(batch, np.ndarray):
+            batch = torch.from_numpy(batch)
+        if isinstance(batch, Tensor):
+            return Arguments((batch,), {}, _rows(batch), f"1 tensor {describe(batch)}", None)
+        if isinstance(batch, Mapping):
+            return self._mapping(batch)
+        if isinstance(batch, tuple | list):
+            if len(batch) < self.required:
+                raise DataError(
+                    f"expected batches of at least {self.required} elements, as the model's forward requires, found "
+                    f"{len(batch)}; give forward=lambda model, batch: … to pass them yourself."
+                )
+            args = tuple(batch[: self.required])
+            shown = ", ".join(describe(item) for item in args)
+            what = f"the first {len(args)} of {len(batch)} elements: " if len(args) < len(batch) else ""
+            return Arguments(args, {}, num_inputs_of(args), what + shown, None)
+        raise DataError(
+            f"expected batches of tensors, tuples, lists or mappings, found {type(batch).__name__}; "
+            "give forward=lambda model, batch: … to pass it yourself."
+        )
+
+    def _mapping(self, batch: Mapping[Any, Any]) -> Arguments:
+        kwargs = {str(key): value for key, value in batch.items() if self.accepted is None or key in self.accepted}
+        if not kwargs:
+            taken = ", ".join(sorted(self.accepted or ())) or "none"
+            raise DataError(
+                f"expected a mapping with keys that the model's forward takes ({taken}), found "
+                f"{', '.join(map(str, batch)) or 'an empty one'}; rename the keys or give forward=lambda model, batch: …."
+            )
+        mask = kwargs.get("attention_mask")
+        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point() else None
+        shown = ", ".join(f"{key} {describe(value)}" for key, value in kwargs.items())
+        return Arguments((), kwargs, num_inputs_of(kwargs), shown, mask)
+
+
+def describe(value: object) -> str:
+    """Dtype and shape of a tensor less its batch axis, or the type of anything else."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    shape = "x".join(str(size) for size in value.shape[1:])
+    return f"{str(value.dtype).removeprefix('torch.')}[{'N' + ('x' + shape if shape else '') if value.dim() else ''}]"
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for item in fields(value):
+            yield from tensors_in(getattr(value, item.name))
+
+
+def num_inputs_of(value: object) -> int | None:
+    """Size of the first axis of the first tensor that has axes."""
+    return next((len(tensor) for tensor in tensors_in(value) if tensor.dim()), None)
+
+
+def _rows(tensor: Tensor) -> int | None:
+    return len(tensor) if tensor.dim() else None
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest with every tensor changed; objects with a ``to`` method of their own are left to :func:`moved`."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(item, change) for item in value))
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(item, change) for item in value)
+    if type(value) is dict:
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    if isinstance(value, Mapping):
+        return {key: map_tensors(item, change) for key, item in value.items()}
+    return value
+
+
+def moved(batch: Any, device: torch.device | None) -> Any:
+    """A batch on a device, as ordinary tensors (no inference tensors); untouched where it already is there."""
+
+    def move(tensor: Tensor) -> Tensor:
+        placed = tensor if device is None else tensor.to(device)
+        return placed.clone() if placed.is_inference() else placed
+
+    if not isinstance(batch, Tensor | tuple | list | Mapping) and device is not None and callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    return map_tensors(batch, move)
+
+
+def head_of(batch: Any, num_inputs: int) -> Any:
+    """The first inputs of a batch: every tensor with the batch's first axis is cut."""
+    rows = num_inputs_of(batch)
+    return map_tensors(batch, lambda tensor: tensor[:num_inputs] if tensor.dim() and len(tensor) == rows else tensor)

@@ -1,0 +1,1 @@
+"""Files in: checkpoints, models and data, read without running what is in them."""

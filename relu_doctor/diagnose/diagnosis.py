@@ -1,0 +1,255 @@
+"""Diagnosis: the evidence, the verdicts on it, and what they add up to."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from relu_doctor.config import Config, load_config
+from relu_doctor.diagnose import rules as rules  # registers the rules
+from relu_doctor.diagnose.findings import Finding, find
+from relu_doctor.diagnose.judgement import Judgement, judge
+from relu_doctor.diagnose.origins import LearningRateEvidence
+from relu_doctor.diagnose.table import UnitTable
+from relu_doctor.terms import Severity, Status
+
+_COUNTED = (
+    Status.DEAD, Status.UNPROVEN, Status.RARE, Status.DORMANT, Status.SATURATED, Status.NON_FINITE,
+    Status.UNOBSERVED, Status.ACTIVE,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """What is wrong with a model's rectifiers, how sure that is, and what to do.
+
+    Attributes:
+        table: the evidence; judged again by :meth:`rediagnose`.
+        units: pandas DataFrame, one row per unit, with its status and mechanism.
+        findings: what the verdicts add up to.
+        config: the thresholds used.
+        blamed: per ``site_id``, the silent site upstream that is blamed, or ``None``.
+        needed: inputs on which a silent unit must be seen to be called dead.
+        history: learning-rate evidence from files, ``None`` where there was none.
+        metadata: when and with which versions it was made; the only part that differs between identical scans.
+    """
+
+    table: UnitTable
+    units: pd.DataFrame
+    findings: tuple[Finding, ...]
+    config: Config
+    blamed: Mapping[str, str | None]
+    needed: int
+    history: LearningRateEvidence | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def sites(self) -> pd.DataFrame:
+        """One row per site in forward order: counts per status, and the dead and silent fraction of its units."""
+        counts = (
+            self.units.groupby(["site_id", "status"], sort=False).size().unstack(fill_value=0)
+            if len(self.units)
+            else pd.DataFrame()
+        )
+        rows = []
+        for site in self.table.sites:
+            of = {
+                status.value: int(counts.at[site.site_id, status.value])
+                if site.site_id in counts.index and status.value in counts.columns
+                else 0
+                for status in _COUNTED
+            }
+            silent = of["dead"] + of["unproven"]
+            rows.append(
+                {
+                    "site": site.name, "site_id": site.site_id, "rectifier": site.rectifier, "producer": site.producer,
+                    "num_units": site.num_units, "dead": of["dead"], "unproven": of["unproven"], "silent": silent,
+                    "rare": of["rare"], "dormant": of["dormant"], "saturated": of["saturated"],
+                    "non_finite": of["non_finite"], "unobserved": of["unobserved"], "active": of["active"],
+                    "dead_fraction": _fraction(of["dead"], site.num_units),
+                    "silent_fraction": _fraction(silent, site.num_units),
+                }
+            )  # fmt: skip
+        columns = [
+            "site", "site_id", "rectifier", "producer", "num_units", "dead", "unproven", "silent", "rare", "dormant",
+            "saturated", "non_finite", "unobserved", "active", "dead_fraction", "silent_fraction",
+        ]  # fmt: skip
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The verdict in plain values; fractions are of the units that can die."""
+        sites, coverage = self.sites, self.table.coverage
+        mortal = [site.can_die for site in self.table.sites]
+        num_units = int(sites.loc[mortal, "num_units"].sum())
+        total = {status.value: int(sites[status.value].sum()) for status in _COUNTED}
+        silent = total["dead"] + total["unproven"]
+        return {
+            "severity": self._severity(num_units, total).value,
+            "num_units": num_units,
+            **total,
+            "silent": silent,
+            "dead_fraction": _fraction(total["dead"], num_units),
+            "silent_fraction": _fraction(silent, num_units),
+            "num_other_units": int(sites["num_units"].sum()) - num_units,
+            "num_inputs": coverage.num_inputs,
+            "distinct_inputs": coverage.distinct_inputs,
+            "inputs_needed": self.needed,
+            "max_firing_rate": self.config.max_firing_rate,
+            "confidence": self.config.confidence,
+            "num_sites": len(sites) + len(coverage.unused),
+            "num_observed_sites": len(sites) - len(self._unobserved()),
+            "unobserved_sites": [*self._unobserved(), *coverage.unused],
+            "random_inputs": coverage.random_inputs,
+            "mode": coverage.mode,
+        }
+
+    def _unobserved(self) -> list[str]:
+        seen = self.units.groupby("site_id")["inputs"].max() if len(self.units) else {}
+        return [site.name for site in self.table.sites if not site.num_units or seen[site.site_id] == 0]
+
+    def _severity(self, num_units: int, total: Mapping[str, int]) -> Severity:
+        silent = total["dead"] + total["unproven"]
+        if total["non_finite"]:
+            return Severity.NON_FINITE
+        if total["unproven"] and _fraction(total["dead"], num_units) < self.config.mild_fraction:
+            return Severity.INCONCLUSIVE
+        for limit, severity in (
+            (self.config.critical_fraction, Severity.CRITICAL),
+            (self.config.serious_fraction, Severity.SERIOUS),
+            (self.config.mild_fraction, Severity.MILD),
+        ):
+            if _fraction(silent, num_units) >= limit:
+                return severity
+        return Severity.HEALTHY
+
+    def mask(self, status: str | Status) -> dict[str, Tensor]:
+        """Site name to a bool tensor (units,): which of its units have a status.
+
+        Args:
+            status: one of :class:`~relu_doctor.terms.Status`, or ``silent`` for dead and unproven together.
+
+        Raises:
+            ValueError: there is no such status.
+        """
+        known = [value.value for value in Status]
+        if status != "silent" and status not in known:
+            raise ValueError(f"expected one of {', '.join([*known, 'silent'])}, found {status!r}.")
+        wanted = ["dead", "unproven"] if status == "silent" else [str(status)]
+        return {
+            str(name): torch.from_numpy(rows["status"].isin(wanted).to_numpy().copy())
+            for name, rows in self.units.groupby("site", sort=False)
+        }
+
+    def rediagnose(self, config: Config | Mapping[str, Any] | str | Path | None) -> Diagnosis:
+        """Judge the same evidence under other thresholds, without the model.
+
+        Args:
+            config: anything that :func:`~relu_doctor.config.load_config` takes.
+        """
+        return diagnose(self.table, config, history=self.history, made=self.metadata)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, versioned; see :mod:`relu_doctor.diagnose.storage`."""
+        from relu_doctor.diagnose.storage import to_dict
+
+        return to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Diagnosis:
+        """The diagnosis that :meth:`to_dict` described."""
+        from relu_doctor.diagnose.storage import from_dict
+
+        return from_dict(data)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the diagnosis: ``.json``, or a columnar ``.safetensors`` file above 100,000 units.
+
+        Returns:
+            The path written, whose suffix is ``.safetensors`` where the columnar file was needed.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        from relu_doctor.diagnose.storage import save
+
+        return save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self | Diagnosis:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DiagnosisFormatError: the file is missing, damaged, not a diagnosis, or of a newer schema.
+        """
+        from relu_doctor.diagnose.storage import load
+
+        return load(Path(path))
+
+    def __str__(self) -> str:
+        from relu_doctor.reports.console import render_text
+
+        return render_text(self)
+
+    def __repr__(self) -> str:
+        summary = self.summary
+        return (
+            f"<Diagnosis {summary['severity']}: {summary['dead']} dead, {summary['unproven']} unproven of "
+            f"{summary['num_units']} units, {len(self.table.sites)} sites, {summary['num_inputs']} inputs>"
+        )
+
+    def _repr_html_(self) -> str:
+        from relu_doctor.reports.notebook import render_html
+
+        return render_html(self)
+
+
+def _fraction(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def diagnose(
+    table: UnitTable,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
+    *,
+    history: LearningRateEvidence | None = None,
+    made: Mapping[str, Any] | None = None,
+) -> Diagnosis:
+    """Judge a table of evidence.
+
+    Args:
+        table: from a scan, a saved diagnosis, or made by hand.
+        config: anything that :func:`~relu_doctor.config.load_config` takes.
+        history: learning-rate evidence from files.
+        made: metadata of the scan; made up here where it is new.
+    """
+    thresholds = load_config(config)
+    judgement: Judgement = judge(table, thresholds)
+    return Diagnosis(
+        table=table, units=judgement.units, findings=find(table, judgement, thresholds, history), config=thresholds,
+        blamed=judgement.blamed, needed=judgement.needed, history=history,
+        metadata=dict(made) if made is not None else _metadata(),
+    )  # fmt: skip
+
+
+def _metadata() -> dict[str, Any]:
+    versions = {name: metadata.version(name) for name in ("torch", "pandas", "numpy")}
+    try:
+        versions["relu-doctor"] = metadata.version("relu-doctor")
+    except metadata.PackageNotFoundError:
+        versions["relu-doctor"] = "unknown"
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,101 @@
+"""Mechanism: what holds a silent unit down, read from one snapshot.
+
+The decomposition max z = O + b + R is exact: with the mean input h-bar, O = w . h-bar = mean(z) - b is the offset and
+R = max(z) - mean(z) >= 0 the reach. A unit is silent exactly when O + b + R does not pass the rectifier's low edge.
+Setting b := 0 asks whether the bias holds it down, O := 0 (centred inputs) whether the offset does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from relu_doctor.config import Config
+from relu_doctor.diagnose.table import SiteRecord
+from relu_doctor.terms import Mechanism
+
+Bools = NDArray[np.bool_]
+
+
+def find_mechanisms(
+    units: pd.DataFrame, site: SiteRecord, silent: Bools, upstream: str | None, config: Config, *, all_seen: bool = True
+) -> NDArray[np.object_]:
+    """The mechanism of each unit of one site; the first rule that holds wins.
+
+    Args:
+        units: the site's rows of the unit table.
+        site: its record.
+        silent: bool (units,): which units never fired on the low side.
+        upstream: name of a silent site that feeds this one, ``None`` where there is none.
+        config: thresholds.
+        all_seen: every site that feeds this one is in the table; else constant inputs cannot be told from dead ones.
+
+    Returns:
+        Mechanism values, object (units,); empty for units that are not silent.
+    """
+    found: NDArray[np.object_] = np.full(len(units), "", dtype=object)
+    low = 0.0 if site.low is None else site.low
+    bias = units["bias"].fillna(0.0).to_numpy(float)
+    highest, lowest, mean = (units[name].to_numpy(float) for name in ("pre_max", "pre_min", "pre_mean"))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        reach = highest - mean
+        several = (units["positions"].to_numpy() >= 2) & np.isfinite(lowest)
+        constant = several & (highest - lowest <= config.constant_tolerance * np.maximum(np.abs(highest), np.abs(lowest)))
+        weightless = (units["weight_l2"].to_numpy(float) == 0) & (site.norm != "norm")
+        weightless |= units["gamma"].to_numpy(float) == 0
+        zero = weightless & (bias <= low) & (not site.unweighted_summand)
+        shift = (units["beta"].to_numpy(float) - low) / np.abs(units["gamma"].to_numpy(float))
+        normalised = (site.norm == "batch_norm") & (shift < -config.normalization_z)
+        by_bias = (bias < 0) & (highest - bias > low)
+        by_offset = (mean - bias < 0) & (bias + reach > low)
+        by_both = reach > low
+    if upstream is not None:
+        held = Mechanism.DEAD_UPSTREAM
+    else:
+        held = Mechanism.CONSTANT_INPUTS if all_seen else Mechanism.UNKNOWN
+    known = np.isfinite(mean) & several & site.decomposable
+    rules: Sequence[tuple[Mechanism, Bools]] = (
+        (Mechanism.ZERO_WEIGHTS, zero),
+        (held, constant),
+        (Mechanism.NORMALIZATION, normalised),
+        (Mechanism.BIAS_OR_OFFSET, known & by_bias & by_offset),
+        (Mechanism.NEGATIVE_BIAS, known & by_bias),
+        (Mechanism.INPUT_OFFSET, known & by_offset),
+        (Mechanism.BIAS_AND_OFFSET, known & by_both),
+        (Mechanism.UNKNOWN, np.ones(len(units), dtype=np.bool_)),
+    )
+    for mechanism, holds in reversed(rules):
+        found[silent & holds] = mechanism.value
+    return found
+
+
+def blame_upstream(sites: Sequence[SiteRecord], silent_fraction: Mapping[str, float]) -> dict[str, str | None]:
+    """For each site, the earliest site in forward order that feeds it, however far back, and has gone silent.
+
+    A wholly silent ancestor is blamed before a site that reads the unit's inputs directly and is silent in part.
+
+    Args:
+        sites: in forward order.
+        silent_fraction: per ``site_id``.
+
+    Returns:
+        Per ``site_id`` the name of the site to blame, or ``None``.
+    """
+    by_id = {site.site_id: site for site in sites}
+    blamed: dict[str, str | None] = {}
+    for site in sites:
+        ancestors: dict[str, None] = {}
+        stack = list(site.feeds)
+        while stack:
+            current = stack.pop()
+            if current in ancestors or current == site.site_id or current not in by_id:
+                continue
+            ancestors[current] = None
+            stack.extend(by_id[current].feeds)
+        whole = [other.name for other in sites if other.site_id in ancestors and silent_fraction[other.site_id] == 1]
+        partly = [other.name for other in sites if other.site_id in site.feeds and silent_fraction[other.site_id] > 0]
+        blamed[site.site_id] = (whole or partly or [None])[0]
+    return blamed

@@ -1,0 +1,451 @@
+"""The rules, in the order in which a reader wants them: what holds units silent, how they got there, what was not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from relu_doctor.diagnose.findings import Case, Finding, count, indices, rule, share_of, typical
+from relu_doctor.diagnose.origins import compare_updates
+from relu_doctor.diagnose.table import SiteRecord
+from relu_doctor.terms import Mechanism, Status
+
+_SILENT = (Status.DEAD.value, Status.UNPROVEN.value)
+
+
+@rule("RD101")
+def non_finite(case: Case) -> Iterator[Finding]:
+    """NaN or Inf reached a rectifier.
+
+    `nan > 0` is false, so naive counting calls a diverged network "0 % dead" or "100 % dead", depending on the
+    formula. Neither is so: nothing can be said of these units. Training diverged (a learning rate far too high, a
+    division by zero, an overflow in half precision) or the data hold values that overflow.
+
+    Helps: lower the learning rate or clip gradients, restart from the last finite checkpoint, look for NaN in the data.
+    """
+    for site, rows in case.sites():
+        hit = rows[rows["status"] == Status.NON_FINITE.value]
+        if len(hit):
+            yield Finding(
+                "RD101", f"{share_of(hit, rows)} received NaN or Inf", site.name, indices(hit), Mechanism.NON_FINITE.value,
+                f"{count(int(hit['non_finite_values'].sum()), 'non-finite value')}; the first such site of the forward "
+                "pass is where to look",
+                "Training diverged or the data overflow. Go back to the last checkpoint without NaN, lower the learning "
+                "rate or clip gradients (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)).",
+            )  # fmt: skip
+
+
+def _held(case: Case, mechanism: Mechanism) -> Iterator[tuple[SiteRecord, pd.DataFrame, pd.DataFrame]]:
+    for site, rows in case.sites():
+        hit = rows[rows["status"].isin(_SILENT) & (rows["mechanism"] == mechanism.value)]
+        if len(hit):
+            yield site, rows, hit
+
+
+def _silent_phrase(hit: pd.DataFrame) -> str:
+    """``dead (fires on < 0.51 % of inputs)``, never dead without its rate."""
+    dead = hit[hit["status"] == Status.DEAD.value]
+    if not len(dead):
+        return "silent, not proved dead"
+    rate = f"dead (fires on < {rate_text(float(dead['firing_rate_upper'].max()))} of inputs)"
+    rest = len(hit) - len(dead)
+    return rate if not rest else f"silent, {len(dead):,} of them {rate}"
+
+
+def rate_text(rate: float) -> str:
+    """A rate as a percentage of three significant digits."""
+    return f"{100 * rate:.3g} %"
+
+
+def _mechanism_finding(
+    code: str, case: Case, mechanism: Mechanism, evidence: dict[str, str], advice: str, extra: str = ""
+) -> Iterator[Finding]:
+    for site, rows, hit in _held(case, mechanism):
+        numbers = ", ".join(f"{label} {typical(hit[column])}" for label, column in evidence.items())
+        text = "; ".join(part for part in (f"medians: {numbers}" if numbers else "", extra) if part)
+        yield Finding(
+            code, f"{share_of(hit, rows)} {_silent_phrase(hit)}: {_WORDS[mechanism]}", site.name, indices(hit),
+            mechanism.value, text, advice,
+        )  # fmt: skip
+
+
+_WORDS = {
+    Mechanism.ZERO_WEIGHTS: "their incoming weights are zero",
+    Mechanism.DEAD_UPSTREAM: "the layer before them is silent",
+    Mechanism.CONSTANT_INPUTS: "their inputs do not vary",
+    Mechanism.NORMALIZATION: "BatchNorm's shift is below its reach",
+    Mechanism.NEGATIVE_BIAS: "held down by a negative bias",
+    Mechanism.INPUT_OFFSET: "held down by the inputs' mean",
+    Mechanism.BIAS_OR_OFFSET: "bias and inputs' mean both weigh on them, either alone would free them",
+    Mechanism.BIAS_AND_OFFSET: "bias and inputs' mean together hold them down",
+    Mechanism.UNKNOWN: "what holds them could not be told apart",
+}
+
+
+@rule("RD201")
+def zero_weights(case: Case) -> Iterator[Finding]:
+    """Silent units whose incoming weights are all zero (also by a pruning mask, or gamma = 0 behind a norm), bias <= 0.
+
+    Decision: ||w|| = 0 or gamma = 0, and b <= 0; not where another branch is added in without a weight.
+    Confused with: dead upstream, where the weights are not zero but what they read is.
+
+    Helps: if the units were pruned on purpose, nothing; else re-initialise them, or remove them for a smaller network
+    of the same function.
+    """
+    return _mechanism_finding(
+        "RD201", case, Mechanism.ZERO_WEIGHTS, {"bias": "bias"},
+        "If this is pruning, all is well: the units can be cut out. Otherwise weight decay or an update zeroed them: "
+        "re-initialise these rows (torch.nn.init.kaiming_normal_) and reset their optimizer state.",
+    )  # fmt: skip
+
+
+@rule("RD202")
+def dead_upstream(case: Case) -> Iterator[Finding]:
+    """Silent units that only pass on the silence of an earlier layer.
+
+    Decision: the pre-activation does not vary (max - min <= 1e-5 of its size) though the weights are not zero, and a
+    site that feeds this one has gone silent. The earliest such site in forward order is blamed.
+
+    Helps: mend the site that is blamed; these units may come back by themselves.
+    """
+    for site, rows, hit in _held(case, Mechanism.DEAD_UPSTREAM):
+        blamed = case.judgement.blamed[site.site_id]
+        yield Finding(
+            "RD202", f"{share_of(hit, rows)} {_silent_phrase(hit)}: a consequence of {blamed}, which is silent before them",
+            site.name, indices(hit), Mechanism.DEAD_UPSTREAM.value,
+            f"medians: pre-activation {typical(hit['pre_max'])}, its spread {typical(hit['pre_max'] - hit['pre_min'])}",
+            f"Mend {blamed} first; these units are a consequence, not a cause.",
+        )  # fmt: skip
+
+
+@rule("RD203")
+def constant_inputs(case: Case) -> Iterator[Finding]:
+    """Silent units whose inputs do not vary, though no silent layer feeds them.
+
+    Decision: max - min of the pre-activation <= 1e-5 of its size, weights not zero, nothing silent upstream. The data
+    are constant where these units look (an unused feature, a padded border), or an earlier layer saturated.
+    """
+    return _mechanism_finding(
+        "RD203", case, Mechanism.CONSTANT_INPUTS, {"pre-activation": "pre_max"},
+        "Look at what feeds these units: a feature that is constant in the data, or a layer that gives one value. "
+        "Scan with more varied data before changing the model.",
+    )  # fmt: skip
+
+
+@rule("RD204")
+def normalization(case: Case) -> Iterator[Finding]:
+    """Silent units behind BatchNorm whose shift beta lies below what the normalised input reaches.
+
+    Behind BatchNorm z is about N(beta, gamma^2). Decision: beta / |gamma| < -3.2 (`normalization_z`), the shift at
+    which a Gaussian unit is silent on 1,000 inputs half of the time: Phi(3.2)^1000 = 1/2.
+    Known cause: Adam with L2 regularisation, or a large step in beta (Mehta et al. 2019).
+
+    Helps: exclude normalisation parameters from weight decay, use AdamW, lower the learning rate; to bring units back,
+    set beta to 0 and gamma to 1 for these channels.
+    """
+    return _mechanism_finding(
+        "RD204", case, Mechanism.NORMALIZATION, {"beta": "beta", "gamma": "gamma", "margin (std)": "margin"},
+        "Set beta to 0 (and gamma to 1) for these channels and go on with a lower learning rate; keep normalisation "
+        "parameters out of weight decay, or use AdamW instead of Adam with L2.",
+    )  # fmt: skip
+
+
+@rule("RD205")
+def negative_bias(case: Case) -> Iterator[Finding]:
+    """Silent units that would fire if their bias were zero.
+
+    Decision: b < 0 and max z - b > 0 (the decomposition max z = offset + b + reach).
+    Confused with: input offset, where the weights point away from the inputs' mean.
+
+    Helps: a lower learning rate or warm-up (one large update pushes biases down together); to bring units back, set
+    these biases to 0 and reset their optimizer state.
+    """
+    return _mechanism_finding(
+        "RD205", case, Mechanism.NEGATIVE_BIAS,
+        {"bias": "bias", "offset": "offset", "reach": "reach", "margin (std)": "margin"},
+        "Setting these biases to 0 makes every one of them fire on these data. In training: a lower learning rate, "
+        "warm-up or gradient clipping keeps biases from being thrown down.",
+    )  # fmt: skip
+
+
+@rule("RD206")
+def input_offset(case: Case) -> Iterator[Finding]:
+    """Silent units that would fire if their inputs were centred.
+
+    Decision: offset w . h-bar < 0 and b + reach > 0. Either the data are not centred, or the weights drifted against
+    the inputs' mean (after a ReLU all inputs are positive, so one step can do it). Behind BatchNorm in eval mode the
+    offset is the gap between the running statistics and these data: stale statistics.
+
+    Helps: standardise the inputs; a normalisation layer before the rectifier; recalibrate BatchNorm.
+    """
+    for finding in _mechanism_finding(
+        "RD206", case, Mechanism.INPUT_OFFSET,
+        {"offset": "offset", "bias": "bias", "reach": "reach", "margin (std)": "margin"},
+        "Centre what these units read: standardise the data, or put BatchNorm or LayerNorm before the rectifier.",
+    ):  # fmt: skip
+        site = next(site for site in case.table.sites if site.name == finding.site)
+        if site.norm != "batch_norm":
+            yield finding
+            continue
+        yield Finding(
+            finding.code, finding.title, finding.site, finding.unit_indices, finding.mechanism,
+            finding.evidence + "; behind BatchNorm in eval mode the offset is the gap to its running statistics",
+            "BatchNorm's running statistics do not fit these data: recalibrate them (run some training batches in train "
+            "mode without an optimizer step), or scan with data like the training data.",
+        )  # fmt: skip
+
+
+@rule("RD207")
+def bias_or_offset(case: Case) -> Iterator[Finding]:
+    """Silent units held down by bias and offset, where removing either alone would free them.
+
+    Decision: b < 0 and max z - b > 0, and offset < 0 and b + reach > 0. The two are not separable from one snapshot.
+
+    Helps: zero biases or centred inputs; the lower learning rate that helps negative biases.
+    """
+    return _mechanism_finding(
+        "RD207", case, Mechanism.BIAS_OR_OFFSET,
+        {"bias": "bias", "offset": "offset", "reach": "reach", "margin (std)": "margin"},
+        "Set these biases to 0, or centre what the units read; either is enough on these data.",
+    )  # fmt: skip
+
+
+@rule("RD208")
+def bias_and_offset(case: Case) -> Iterator[Finding]:
+    """Silent units that neither a zero bias nor centred inputs alone would free, but both together would.
+
+    Decision: max z - b <= 0 and b + reach <= 0, reach > 0. Typical of networks thrown far off by a huge update.
+
+    Helps: re-initialise the units, and train with a lower learning rate.
+    """
+    return _mechanism_finding(
+        "RD208", case, Mechanism.BIAS_AND_OFFSET,
+        {"bias": "bias", "offset": "offset", "reach": "reach", "margin (std)": "margin"},
+        "Re-initialise these units (weights and bias) and reset their optimizer state; a bias of 0 is not enough. "
+        "In training, lower the learning rate or clip gradients.",
+    )  # fmt: skip
+
+
+@rule("RD209")
+def unknown_mechanism(case: Case) -> Iterator[Finding]:
+    """Silent units of which one snapshot does not tell what holds them.
+
+    The decomposition max z = offset + bias + reach needs the bias next to the rectifier unscaled, several values, and
+    full statistics. Where that does not apply no mechanism is claimed.
+    """
+    return _mechanism_finding(
+        "RD209", case, Mechanism.UNKNOWN, {"largest pre-activation": "pre_max", "margin (std)": "margin"},
+        "Compare with an earlier checkpoint to see when they fell silent; a lower learning rate is the usual remedy.",
+        "the bias does not reach these pre-activations unscaled, or too little was measured to separate it",
+    )  # fmt: skip
+
+
+@rule("RD210")
+def saturated(case: Case) -> Iterator[Finding]:
+    """Units stuck on the flat high side of a bounded rectifier (ReLU6, hardtanh): constant output, no gradient.
+
+    Decision: the smallest pre-activation is at or above the upper edge.
+
+    Helps: a lower learning rate, normalisation before the rectifier, or an unbounded rectifier.
+    """
+    for site, rows in case.sites():
+        hit = rows[rows["status"] == Status.SATURATED.value]
+        if len(hit):
+            yield Finding(
+                "RD210", f"{share_of(hit, rows)} stuck at the upper edge {site.high:g}", site.name, indices(hit),
+                Mechanism.SATURATED.value, f"medians: smallest pre-activation {typical(hit['pre_min'])}, bias {typical(hit['bias'])}",
+                "Normalise before the rectifier or lower the learning rate; nn.ReLU has no upper edge.",
+            )  # fmt: skip
+
+
+@rule("RD301")
+def learning_rate(case: Case) -> Iterator[Finding]:
+    """Whether the learning rate fits the picture, from optimizer state or an earlier checkpoint.
+
+    The size of the last update over the size of the weights is about 1e-3 in healthy training (CS231n, a rule of
+    thumb); far over 1e-2 a single step can carry a unit across its whole margin. Live neighbours show the regime of the
+    run, since a dead unit no longer moves. "Consistent with" is no proof: a replay on the same batches with only the
+    rate changed is.
+
+    Helps: a tenth of the learning rate, warm-up, gradient clipping.
+    """
+    if case.history is None:
+        return
+    silent = {
+        site.site_id: rows["status"].isin(_SILENT).to_numpy() for site, rows in case.sites() if site.can_die
+    }
+    total = int(sum(flags.sum() for flags in silent.values()))
+    if not total:
+        return
+    found = compare_updates(case.history, silent)
+    if not np.isfinite(found.per_step):
+        return
+    rates = ", ".join(f"{rate:g}" for rate in sorted(set(case.history.learning_rates))) or "not recorded"
+    parts = [f"learning rate {rates}" + (f" ({case.history.optimizer})" if case.history.optimizer else "")]
+    if np.isfinite(found.live):
+        own = f", of silent ones {found.silent:.2g}" if np.isfinite(found.silent) else ""
+        parts.append(f"last update over weights of live units {found.live:.2g}{own}")
+    if case.history.earlier and np.isfinite(found.live_between):
+        steps = f" in {case.history.steps_between:,} updates" if case.history.steps_between else ""
+        own = f", silent ones {found.silent_between:.2g}" if np.isfinite(found.silent_between) else ""
+        parts.append(f"since {case.history.earlier} live units moved by {found.live_between:.2g} of their weights{steps}{own}")
+        parts.append(
+            f"{count(found.newly_silent, 'unit')} fired in {case.history.earlier} and not here, "
+            f"{found.born_silent:,} were silent in both"
+        )
+    high, healthy = case.config.update_ratio_high, case.config.update_ratio_healthy
+    if found.per_step > high:
+        verdict = "consistent with a too high learning rate"
+        advice = (
+            "Train again at a tenth of the rate, or with warm-up or gradient clipping, and compare; "
+            "this is evidence beside the deaths, not proof that the rate caused them."
+        )
+    elif found.per_step <= 3 * healthy:
+        verdict = "not consistent with a too high learning rate at this point of the run"
+        advice = "Look at the mechanism and at earlier checkpoints: the units may have died when updates were larger."
+    else:
+        verdict = "neither consistent nor inconsistent with a too high learning rate"
+        advice = "The updates are of middling size; scan an earlier checkpoint of the run beside this one."
+    yield Finding(
+        "RD301", f"{count(total, 'silent unit')}: {verdict}", evidence="; ".join(parts) + f" (over {high:g} is high)", advice=advice
+    )
+
+
+@rule("RD401")
+def unproven(case: Case) -> Iterator[Finding]:
+    """Units that never fired, on too few inputs to call them dead.
+
+    A unit silent on n inputs may still fire on up to 1 - (alpha/m)^(1/n) of the inputs to come (alpha = 5 %, m units
+    examined together). At the default 1 % and one unit that takes 299 inputs, more with more units.
+    Random inputs prove nothing about real ones, however many.
+
+    Helps: scan more inputs; say `--exhaustive` where the data are all there will ever be.
+    """
+    units = case.judgement.units
+    open_units = units[units["status"] == Status.UNPROVEN.value]
+    coverage = case.table.coverage
+    if not len(open_units):
+        return
+    if coverage.random_inputs:
+        yield Finding(
+            "RD401", f"{count(len(open_units), 'silent unit')} unproven: random inputs are no evidence about real ones",
+            evidence=f"silent on {coverage.num_inputs:,} standard-normal inputs", advice="Scan with real data: --data.",
+        )  # fmt: skip
+        return
+    whole = f"all {coverage.num_inputs:,} of {coverage.num_inputs:,}" if coverage.read_to_end else f"{coverage.num_inputs:,}"
+    fact = ", a fact about this set" if coverage.read_to_end else ""
+    advice = f"Scan at least {case.judgement.needed:,} distinct inputs."
+    if coverage.read_to_end:
+        advice += " If these inputs are all there will ever be, say so: exhaustive=True or --exhaustive."
+    yield Finding(
+        "RD401", f"{count(len(open_units), 'unit')} silent but not proved dead: too few inputs",
+        evidence=f"silent on {whole} inputs{fact}; they may still fire on up to "
+        f"{rate_text(float(open_units['firing_rate_upper'].max()))} of inputs to come",
+        advice=advice,
+    )  # fmt: skip
+
+
+@rule("RD402")
+def not_settled(case: Case) -> Iterator[Finding]:
+    """Many units fired for the first time near the end of the scan: more inputs would wake more of them.
+
+    Decision: of the units that fired, more than a set share did so first in the last tenth of the inputs.
+    """
+    units, coverage = case.judgement.units, case.table.coverage
+    fired = units[units["first_fired"].notna()]
+    if coverage.num_inputs < 10 or not len(fired):
+        return
+    late = fired[fired["first_fired"] >= (1 - case.config.settle_fraction) * coverage.num_inputs]
+    if len(late) > max(1, case.config.settle_share * len(fired)):
+        yield Finding(
+            "RD402", f"the sample had not settled: {count(len(late), 'unit')} fired first in its last tenth",
+            evidence=f"{len(late):,} of {len(fired):,} units that fired, after input "
+            f"{int((1 - case.config.settle_fraction) * coverage.num_inputs):,}",
+            advice="Scan more inputs: units that look silent now may still fire.",
+        )  # fmt: skip
+
+
+@rule("RD403")
+def unobserved(case: Case) -> Iterator[Finding]:
+    """Rectifiers that were not observed: never called on these inputs, or of units that could not be told apart.
+
+    An unobserved site is not dead; nothing is known of it.
+    """
+    unseen = [
+        f"{site.name} ({site.note or 'its units could not be told'})" for site in case.table.sites if not site.num_units
+    ]
+    unseen += [
+        f"{site.name} (not called on any input)" for site, rows in case.sites() if bool((rows["inputs"] == 0).all())
+    ]
+    unseen += [f"{name} (never called)" for name in case.table.coverage.unused]
+    if unseen:
+        yield Finding(
+            "RD403", f"{count(len(unseen), 'site')} not observed", evidence=", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else ""),
+            advice="Nothing is known of these. Give inputs or a forward= that reaches them, or name the unit axis in "
+            "the profile: [sites.\"NAME\"] unit_axis = 1.",
+        )  # fmt: skip
+
+
+@rule("RD404")
+def repeated_inputs(case: Case) -> Iterator[Finding]:
+    """Some inputs were exact repetitions of others; repetitions are no evidence and are not counted in the bounds."""
+    coverage = case.table.coverage
+    repeated = coverage.num_inputs - coverage.distinct_inputs
+    if repeated > 0:
+        yield Finding(
+            "RD404", f"{count(repeated, 'input')} repeated an earlier one and count for nothing in the bounds",
+            evidence=f"{coverage.distinct_inputs:,} distinct of {coverage.num_inputs:,}",
+            advice="Scan distinct inputs; passing over a set twice proves nothing more.",
+        )  # fmt: skip
+
+
+@rule("RD501")
+def rare(case: Case) -> Iterator[Finding]:
+    """Units that fired, but on few inputs. Rare is not dead: specialised units of sound networks are rare too."""
+    for site, rows in case.sites():
+        hit = rows[rows["status"] == Status.RARE.value]
+        if len(hit) and len(hit) > 0.1 * len(rows):
+            limit = case.config.for_site(site.name).rare_firing_rate
+            yield Finding(
+                "RD501", f"{share_of(hit, rows)} fire on fewer than {rate_text(limit)} of inputs", site.name, indices(hit),
+                evidence=f"median firing rate {rate_text(float(hit['firing_rate'].median()))}",
+                advice="Rare is not dead. Watch whether their number grows from checkpoint to checkpoint.",
+            )  # fmt: skip
+
+
+@rule("RD502")
+def dormant(case: Case) -> Iterator[Finding]:
+    """Units whose mean output is at most tau of their site's average (Sokar et al. 2023). They fire: they are not dead."""
+    for site, rows in case.sites():
+        hit = rows[rows["status"] == Status.DORMANT.value]
+        if len(hit):
+            tau = case.config.for_site(site.name).dormancy_tau
+            yield Finding(
+                "RD502", f"{share_of(hit, rows)} are {tau:g}-dormant", site.name, indices(hit),
+                evidence=f"median score {typical(hit['dormancy'])}, where the site's average is 1",
+                advice="Dormant units carry little; in reinforcement learning recycling them (ReDo) helps.",
+            )  # fmt: skip
+
+
+@rule("RD601")
+def silent_in_eval_only(case: Case) -> Iterator[Finding]:
+    """Units silent in eval mode that fire in train mode: BatchNorm's running statistics do not fit.
+
+    Seen only with `mode="both"`. In train mode BatchNorm centres on the batch, in eval mode on its running mean and
+    variance; a unit that differs between the two is silenced by stale statistics, not by its weights.
+
+    Helps: recalibrate the statistics: `model.train()`, some hundred batches without an optimizer step, `model.eval()`.
+    """
+    if "train_inputs_fired" not in case.judgement.units.columns:
+        return
+    for site, rows in case.sites():
+        hit = rows[rows["status"].isin(_SILENT) & (rows["train_inputs_fired"] > 0)]
+        if len(hit):
+            yield Finding(
+                "RD601", f"{share_of(hit, rows)} silent in eval mode fire in train mode", site.name, indices(hit),
+                evidence=f"median largest pre-activation {typical(hit['pre_max'])} in eval, {typical(hit['train_pre_max'])} in train",
+                advice="Stale running statistics: run some hundred batches in train mode without an optimizer step, then "
+                "save again. These units are not dead.",
+            )  # fmt: skip

@@ -1,0 +1,232 @@
+"""Diagnoses on disk: JSON, or one columnar safetensors file where there are many units. Both are versioned."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from relu_doctor.config import load_config
+from relu_doctor.diagnose.findings import Finding
+from relu_doctor.diagnose.origins import LearningRateEvidence
+from relu_doctor.diagnose.table import EVIDENCE, INTEGERS, TRAIN_COLUMNS, Coverage, SiteRecord, UnitTable
+from relu_doctor.errors import DiagnosisFormatError, OutputError
+
+if TYPE_CHECKING:
+    from relu_doctor.diagnose.diagnosis import Diagnosis
+
+SCHEMA_VERSION = 1
+JSON_LIMIT = 100_000  # units; above, a columnar file is written
+_INTEGER_COLUMNS = {"unit", *INTEGERS, "train_inputs", "train_inputs_fired"}
+
+
+def to_dict(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Plain JSON values: evidence and verdicts by column, NaN as ``None``."""
+    units = {str(name): _plain(diagnosis.units[name].tolist()) for name in diagnosis.units.columns}
+    return {**_head(diagnosis), "units": units}
+
+
+def _head(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Everything but the units."""
+    table = diagnosis.table
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "metadata": dict(diagnosis.metadata),
+        "summary": _plain(diagnosis.summary),
+        "coverage": _plain(asdict(table.coverage)),
+        "config": diagnosis.config.to_dict(),
+        "needed": diagnosis.needed,
+        "sites": [
+            {**_plain(asdict(record)), **_plain(counts), "blamed": diagnosis.blamed.get(record.site_id)}
+            for record, counts in zip(table.sites, diagnosis.sites.to_dict("records"), strict=True)
+        ],
+        "findings": [_plain(asdict(finding)) for finding in diagnosis.findings],
+        "history": None if diagnosis.history is None else _plain(asdict(diagnosis.history)),
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> Diagnosis:
+    """The diagnosis that :func:`to_dict` described: evidence, verdicts and findings as they were saved.
+
+    Raises:
+        DiagnosisFormatError: not a diagnosis, or of a newer schema.
+    """
+    _check_version(data)
+    try:
+        units = pd.DataFrame({name: _column(name, values) for name, values in data["units"].items()})
+        return _assemble(data, units)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DiagnosisFormatError(
+            f"expected a saved diagnosis of schema {SCHEMA_VERSION}, found a damaged one ({type(error).__name__}: {error}); "
+            "scan again."
+        ) from error
+
+
+def save(diagnosis: Diagnosis, path: Path) -> Path:
+    """Write a diagnosis; see :meth:`~relu_doctor.Diagnosis.save`."""
+    columnar = path.suffix == ".safetensors" or len(diagnosis.units) > JSON_LIMIT
+    target = path.with_suffix(".safetensors") if columnar else path
+    content = _to_columns(diagnosis) if columnar else dump_json(to_dict(diagnosis)).encode()
+    write_atomically(target, content)
+    return target
+
+
+def load(path: Path) -> Diagnosis:
+    """Read a diagnosis; see :meth:`~relu_doctor.Diagnosis.load`."""
+    if not path.is_file() and path.with_suffix(".safetensors").is_file():
+        path = path.with_suffix(".safetensors")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DiagnosisFormatError(f"expected a saved diagnosis at {path}: {error.strerror}.") from error
+    if content[8:9] == b"{" and not content.lstrip().startswith(b"{"):
+        return _from_columns(content, path)
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DiagnosisFormatError(f"expected a saved diagnosis, found no JSON in {path} ({error}).") from error
+    if not isinstance(data, dict):
+        raise DiagnosisFormatError(f"expected a saved diagnosis, found a JSON {type(data).__name__} in {path}.")
+    if "diagnoses" in data and isinstance(data["diagnoses"], list) and len(data["diagnoses"]) == 1:
+        data = data["diagnoses"][0]
+    return from_dict(data)
+
+
+def dump_json(data: Any) -> str:
+    """Strict JSON in one line per top-level block, byte for byte the same for the same data."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
+        raise OutputError(f"cannot write {path}: {error.strerror or error}. Give a path in a folder that can be written to.") from error
+
+
+def _check_version(data: Mapping[str, Any]) -> None:
+    version = data.get("schema_version")
+    if not isinstance(version, int):
+        raise DiagnosisFormatError("expected a saved diagnosis with a schema_version, found none; is this file one of ours?")
+    if version > SCHEMA_VERSION:
+        raise DiagnosisFormatError(
+            f"expected schema version {SCHEMA_VERSION} or older, found {version}: update relu-doctor to read this file."
+        )
+
+
+def _assemble(data: Mapping[str, Any], units: pd.DataFrame) -> Diagnosis:
+    from relu_doctor.diagnose.diagnosis import Diagnosis
+
+    names = {item.name for item in fields(SiteRecord)}
+    records = tuple(
+        SiteRecord(**{**{key: value for key, value in site.items() if key in names}, "feeds": tuple(site["feeds"])})
+        for site in data["sites"]
+    )
+    coverage = dict(data["coverage"])
+    for key in ("unused", "notes"):
+        coverage[key] = tuple(coverage[key])
+    evidence = units[[name for name in ("site", "site_id", "rectifier", *EVIDENCE, *TRAIN_COLUMNS) if name in units]].copy()
+    for name in ("first_fired", "last_fired"):
+        evidence[name] = evidence[name].fillna(-1).astype("int64")
+    findings = tuple(Finding(**{**item, "unit_indices": tuple(item["unit_indices"])}) for item in data["findings"])
+    return Diagnosis(
+        table=UnitTable(records, evidence, Coverage(**coverage)), units=units, findings=findings,
+        config=load_config(data["config"]), blamed={site["site_id"]: site.get("blamed") for site in data["sites"]},
+        needed=int(data["needed"]), history=_history(data.get("history")), metadata=data["metadata"],
+    )  # fmt: skip
+
+
+def _history(data: Mapping[str, Any] | None) -> LearningRateEvidence | None:
+    if data is None:
+        return None
+    arrays = {
+        name: {key: np.array([math.nan if v is None else v for v in values], dtype=float) for key, values in data[name].items()}
+        for name in ("last_update", "between")
+    }
+    newly = {key: np.array(values, dtype=bool) for key, values in data["newly_silent"].items()}
+    return LearningRateEvidence(
+        learning_rates=tuple(data["learning_rates"]), optimizer=data["optimizer"], earlier=data["earlier"],
+        steps_between=data["steps_between"], newly_silent=newly, **arrays,
+    )  # fmt: skip
+
+
+def _column(name: str, values: Any) -> Any:
+    if name in {"first_fired", "last_fired"}:
+        return pd.array([pd.NA if value is None else value for value in values], dtype="Int64")
+    if name in _INTEGER_COLUMNS:
+        return np.array(values, dtype=np.int64)
+    if name in {"site", "site_id", "rectifier", "status", "mechanism"}:
+        return list(values)
+    return np.array([math.nan if value is None else value for value in values], dtype=float)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: arrays to lists, NaN and infinities to ``None``, anything unknown to text."""
+    if value is None or value is pd.NA or isinstance(value, bool | str | int):
+        return None if value is pd.NA else value if not isinstance(value, str) else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    return str(value)
+
+
+def _to_columns(diagnosis: Diagnosis) -> bytes:
+    from safetensors.numpy import save as save_arrays
+
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    codes: dict[str, list[str]] = {}
+    for name in diagnosis.units.columns:
+        column = diagnosis.units[name]
+        if name in {"site", "site_id", "rectifier", "status", "mechanism"}:
+            values, uniques = pd.factorize(column)
+            codes[name], arrays[name] = [str(item) for item in uniques], values.astype(np.int32)
+        elif name in {"first_fired", "last_fired"}:
+            arrays[name] = column.fillna(-1).to_numpy(np.int64)
+        else:
+            arrays[name] = np.ascontiguousarray(column.to_numpy(np.int64 if name in _INTEGER_COLUMNS else np.float64))
+    order = [str(name) for name in diagnosis.units.columns]
+    head = dump_json({**_head(diagnosis), "codes": codes, "order": order})
+    return save_arrays(arrays, metadata={"relu_doctor": head})
+
+
+def _from_columns(content: bytes, path: Path) -> Diagnosis:
+    from safetensors.numpy import load as load_arrays
+
+    try:
+        arrays = load_arrays(content)
+        length = int.from_bytes(content[:8], "little")
+        head = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["relu_doctor"])
+    except Exception as error:  # safetensors raises its own type for each kind of damage
+        raise DiagnosisFormatError(f"expected a saved diagnosis, found a damaged file at {path} ({error}).") from error
+    _check_version(head)
+    units = pd.DataFrame(index=range(len(next(iter(arrays.values()), []))))
+    for name in head["order"]:
+        values = arrays[name]
+        if name in head["codes"]:
+            units[name] = np.array(head["codes"][name], dtype=object)[values]
+        elif name in {"first_fired", "last_fired"}:
+            units[name] = pd.array([pd.NA if value < 0 else value for value in values.tolist()], dtype="Int64")
+        else:
+            units[name] = values
+    return _assemble(head, units)
