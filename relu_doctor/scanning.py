@@ -110,7 +110,7 @@ def scan(
         statistics=_member(Statistics, "statistics", statistics), rectifiers=rectifiers, exhaustive=exhaustive,
         config=load_config(config), progress=progress or None,
     )  # fmt: skip
-    return diagnose(scan_table(model, batches, request), request.config)
+    return diagnose(observe(model, batches, request).table, request.config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,20 @@ class ScanRequest:
     source: Mapping[str, Any] | None = None
 
 
-def scan_table(model: nn.Module, batches: Iterable[Any] | Tensor, request: ScanRequest) -> UnitTable:
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """What a scan saw, before any verdict.
+
+    Attributes:
+        table: the evidence.
+        sites: the sites of the table, with the parameters that feed them.
+    """
+
+    table: UnitTable
+    sites: tuple[ActivationSite, ...]
+
+
+def observe(model: nn.Module, batches: Iterable[Any] | Tensor, request: ScanRequest) -> Observation:
     """The evidence part of :func:`scan`: find, observe and tabulate, without a verdict."""
     model = _observable(model)
     iterable = open_batches(batches)
@@ -154,7 +167,7 @@ def scan_table(model: nn.Module, batches: Iterable[Any] | Tensor, request: ScanR
             ) as probe:  # fmt: skip
                 scanner = _Scanner(model, probe, request, device)
                 scanner.read(iterable)
-                return scanner.table()
+                return scanner.observation()
         finally:
             if request.device is not None and home is not None and home != request.device:
                 model.to(home)
@@ -257,7 +270,7 @@ class _Scanner:
             raise DataError(f"mask= must return a boolean tensor of shape (inputs, positions) = ({rows}, …), found {found}.")
         return mask.bool()
 
-    def table(self) -> UnitTable:
+    def observation(self) -> Observation:
         """The evidence, of the sites that were wanted."""
         found = self.probe.sites()
         unused = [name for name, _ in self.probe.unused_modules()]
@@ -285,7 +298,8 @@ class _Scanner:
         )  # fmt: skip
         first = Mode.TRAIN if request.mode is Mode.TRAIN else Mode.EVAL
         train = self.probe.stats.get(Mode.TRAIN.value) if request.mode is Mode.BOTH else None
-        return tabulate(self.model, wanted, self.probe.stats.get(first.value, {}), coverage, train_stats=train)
+        table = tabulate(self.model, wanted, self.probe.stats.get(first.value, {}), coverage, train_stats=train)
+        return Observation(table, tuple(wanted))
 
 
 def _observable(model: nn.Module) -> nn.Module:

@@ -111,7 +111,7 @@ def find_state_dict(root: object, *, shown: str, key: str | None = None) -> Foun
 
 def _leave_out_minor(candidates: list[_Candidate]) -> list[_Candidate]:
     largest = max((candidate.numel for candidate in candidates), default=0)
-    return [candidate for candidate in candidates if candidate.numel >= _MINOR_FRACTION * largest]
+    return [candidate for candidate in candidates if candidate.numel >= max(_MINOR_FRACTION * largest, min(largest, 1))]
 
 
 def _found(chosen: _Candidate, candidates: list[_Candidate]) -> FoundState:
@@ -133,7 +133,7 @@ def _candidates(root: object) -> Iterator[_Candidate]:
         for name, part in items.items():
             if isinstance(part, TensorLike) and isinstance(name, str):
                 tensors += 1
-                numel += count_elements(part)
+                numel += count_elements(part) if len(part.shape) else 0  # single numbers are metrics and counters
             elif not (isinstance(name, str) and name.endswith("_extra_state")):
                 rest += 1
         if tensors:

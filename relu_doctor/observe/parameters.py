@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,24 @@ def read_parameters(model: nn.Module, site: ActivationSite) -> UnitParameters:
         norm=norms.pop() if len(norms) == 1 else "norm" if norms else "",
         decomposable=bool(site.terms) and site.complete and scaled,
     )  # fmt: skip
+
+
+def weight_norms(site: ActivationSite, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Norm of each unit's incoming weights, or of anything of their shapes: updates, differences.
+
+    Args:
+        site: whose units.
+        tensors: by qualified parameter name.
+
+    Returns:
+        float64 (units,), over all producers of a sum; NaN where no tensor was given.
+    """
+    squares = torch.full((site.num_units,), torch.nan, dtype=torch.float64)
+    for term in site.terms:
+        if term.kind == "weight":
+            given = next((tensors[name] for name in term.weight if name in tensors), None)
+            squares = _plus(squares, _row_squares(given, term))
+    return squares.sqrt()
 
 
 def _plus(total: Tensor, values: Tensor | None) -> Tensor:

@@ -203,7 +203,7 @@ def test_a_recursive_value_keeps_its_shape():
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_numpy_values_come_out_as_numbers_and_tensors(protocol):
-    values = {
+    values: dict[str, Any] = {
         "f": np.float64(0.97), "f32": np.float32(0.5), "i": np.int64(7), "b": np.bool_(True), "half": np.float16(2),
         "a": np.arange(6, dtype=np.float32).reshape(2, 3), "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         "big": np.arange(3, dtype=">i4"), "text": np.array(["a"]), "obj": np.array([None, 1], dtype=object),

@@ -1,0 +1,315 @@
+"""The command: parse, call, print, exit code. Torch is imported only by the commands that need it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from relu_doctor.errors import ReLUDoctorError
+from relu_doctor.terms import Mode
+from relu_doctor.text import clean_text
+
+if TYPE_CHECKING:
+    from relu_doctor.checkpoints.scanning import ScannedCheckpoint
+    from relu_doctor.diagnose.gates import Gate
+    from relu_doctor.scanning import ScanRequest
+
+PASSED, FAILED, BAD_INPUT, INCONCLUSIVE = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="relu-doctor",
+    help="Find the ReLU units of a PyTorch network that have died: which, how sure, why, and what to do.",
+    epilog="Exit codes: 0 passed, 1 a gate failed, 2 bad usage or input, 3 a gate was asked for and cannot be decided.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class OutputFormat(StrEnum):
+    """What ``--format`` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+def main() -> None:
+    """Run the command; every error becomes one sentence and an exit code, never a traceback."""
+    try:
+        app()
+    except ReLUDoctorError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; nothing was written.", code=130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(PASSED)
+    except MemoryError:
+        _fail("out of memory; try a smaller --batch-size, or --max-inputs auto.")
+    except Exception as error:
+        if os.environ.get("RELU_DOCTOR_DEBUG"):
+            raise
+        _fail(
+            f"unexpected {type(error).__name__}: {clean_text(error)}. This is a fault of relu-doctor: please report it, with "
+            "the traceback that RELU_DOCTOR_DEBUG=1 shows."
+        )
+
+
+def _fail(message: str, *, code: int = BAD_INPUT) -> NoReturn:
+    print(f"relu-doctor: {clean_text(message, limit=2000)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"relu-doctor {version('relu-doctor')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Find the ReLU units of a PyTorch network that have died: which, how sure, why, and what to do."""
+
+
+@app.command()
+def scan(
+    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Files of torch.save or .safetensors.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="What builds the network: package.module:factory or path/to/net.py:factory."),
+    ] = None,
+    model_arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the factory, a TOML value or bare text.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="Inputs: .npy, .npz, .pt or .csv, package.module:function, or random:3x32x32."
+        ),
+    ] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of a .csv that is no input.")] = None,
+    forward: Annotated[
+        str | None, typer.Option(metavar="SPEC", help="package.module:function(model, batch) that runs the model.")
+    ] = None,
+    mode: Annotated[Mode, typer.Option(help="Run the model in eval mode, train mode, or both.")] = Mode.EVAL,
+    sites: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only sites of these names.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Not sites of these names.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run, for example cpu or cuda:0.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch, for files and random inputs.")] = 256,
+    max_inputs: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Read at most N inputs, spread evenly; auto: as many as the bound needs.")
+    ] = None,
+    config: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A profile's name or a TOML file.")] = None,
+    max_firing_rate: Annotated[
+        float | None, typer.Option(metavar="P", help="A silent unit is dead once it is sure to fire on at most this share of inputs.")
+    ] = None,
+    exhaustive: Annotated[bool, typer.Option("--exhaustive", help="These data are all there will ever be.")] = False,
+    output_format: Annotated[OutputFormat, typer.Option("--format", help="What to print.")] = OutputFormat.TABLE,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of to stdout.")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the verdict for TensorBoard.")] = None,
+    fail_over: Annotated[
+        float | None, typer.Option(metavar="FRACTION", min=0, max=1, help="Fail if any site has a larger dead fraction.")
+    ] = None,
+    fail_over_total: Annotated[
+        float | None, typer.Option(metavar="FRACTION", min=0, max=1, help="Fail if the whole model has a larger dead fraction.")
+    ] = None,
+    min_units: Annotated[int, typer.Option(min=1, help="Sites smaller than this are left to the total.")] = 16,
+    trust: Annotated[bool, typer.Option("--trust", help="Run the code that a pickle asks for. Only for your own files.")] = False,
+) -> None:
+    """Name the dead units of saved checkpoints, with how sure that is, what holds them dead, and what to do."""
+    if model is None:
+        _fail("--model is missing: name the code that builds the network, as package.module:factory or path/to/net.py:factory.")
+    if data is None:
+        _fail("--data is missing: give inputs as a .npy, .npz, .pt or .csv file, package.module:function, or random:3x32x32.")
+    _check_output(output)
+    model_spec, data_spec = model, data
+
+    from relu_doctor.checkpoints.data import open_data
+    from relu_doctor.checkpoints.models import build_model
+    from relu_doctor.checkpoints.scanning import scan_checkpoint
+    from relu_doctor.diagnose.gates import Gate
+    from relu_doctor.reports.progress import progress_bar
+
+    request = _request(
+        forward=forward, mode=mode, sites=[*(sites or ()), *(f"!{pattern}" for pattern in exclude or ())], device=device,
+        max_inputs=max_inputs, config=config, max_firing_rate=max_firing_rate, exhaustive=exhaustive,
+    )  # fmt: skip
+    scanned: list[ScannedCheckpoint] = []
+    with _warnings_as_notes():
+        for path in checkpoints:
+            with progress_bar(f"scanning {clean_text(Path(path).name)}") as progress:
+                one = scan_checkpoint(
+                    path,
+                    lambda: build_model(model_spec, model_arg or ()),
+                    lambda: open_data(data_spec, batch_size=batch_size, label_column=label_column),
+                    replace(request, progress=progress),
+                    trust=trust,
+                    before=scanned,
+                )
+                scanned.append(one)
+    _write(scanned, output_format, output)
+    if tensorboard is not None:
+        _write_tensorboard(scanned, tensorboard)
+    raise typer.Exit(_gate(scanned, Gate(per_site=fail_over, total=fail_over_total, min_units=min_units)))
+
+
+@app.command()
+def explain(
+    code: Annotated[str | None, typer.Argument(help="A finding's code, as RD205; all of them when left out.")] = None,
+) -> None:
+    """Say what a finding means: how it is decided, what it is confused with, what helps."""
+    from relu_doctor.diagnose.diagnosis import RULES
+    from relu_doctor.diagnose.findings import explanation
+
+    if code is None:
+        for known in sorted(RULES):
+            print(f"{known}  {explanation(known).splitlines()[0]}")
+        return
+    if code.upper() not in RULES:
+        _fail(f"there is no finding {clean_text(code)!r}; the codes are {', '.join(sorted(RULES))}.")
+    print(f"{code.upper()}\n\n{explanation(code.upper())}")
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where the checkpoints are left.")] = Path("relu-doctor-demo"),
+    seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the data.")] = 0,
+) -> None:
+    """Train on real handwritten digits four times, scan what was saved, and show the verdicts beside the accuracy."""
+    from rich.console import Console
+
+    from relu_doctor.demo.show import show_demo
+
+    show_demo(directory, Console(), seed=seed)
+
+
+def _request(
+    *, forward: str | None, mode: Mode, sites: list[str], device: str | None, max_inputs: str | None,
+    config: str | None, max_firing_rate: float | None, exhaustive: bool,
+) -> ScanRequest:  # fmt: skip
+    import torch
+
+    from relu_doctor.checkpoints.specs import resolve
+    from relu_doctor.config import load_config
+    from relu_doctor.scanning import ScanRequest
+
+    thresholds = load_config(config)
+    if max_firing_rate is not None:
+        thresholds = replace(thresholds, max_firing_rate=max_firing_rate)
+    run = None
+    if forward is not None:
+        found = resolve(forward, what="--forward")
+        if not callable(found):
+            _fail(f"--forward {clean_text(forward)!r} is a {type(found).__name__}; a function of (model, batch) is needed.")
+        run = found
+    try:
+        place = None if device is None else torch.device(device)
+        if place is not None:
+            torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        _fail(f"--device {clean_text(device)} cannot be used here: {clean_text(str(error).splitlines()[0])}.")
+    limit: int | str | None = max_inputs
+    if max_inputs is not None and max_inputs != "auto":
+        if not max_inputs.isascii() or not max_inputs.isdigit() or int(max_inputs) == 0:
+            _fail(f"--max-inputs expects a positive whole number or auto, found {clean_text(max_inputs)!r}.")
+        limit = int(max_inputs)
+    return ScanRequest(
+        forward=run, mode=mode, sites=tuple(sites), max_inputs=limit, device=place, exhaustive=exhaustive, config=thresholds
+    )
+
+
+def _check_output(output: Path | None) -> None:
+    """Refuse before the scan what could not be written after it."""
+    if output is None:
+        return
+    folder = output.parent
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK) or (output.exists() and not os.access(output, os.W_OK)):
+        _fail(f"--output {clean_text(output)} cannot be written: give a file in a folder that exists and can be written to.")
+
+
+class _warnings_as_notes:  # noqa: N801 a context manager that reads as a verb
+    """Show relu_doctor's warnings as one line each on stderr."""
+
+    def __enter__(self) -> None:
+        import warnings
+
+        from relu_doctor.errors import ReLUDoctorWarning
+
+        self._caught = warnings.catch_warnings()
+        self._caught.__enter__()
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
+            if issubclass(category, ReLUDoctorWarning):
+                print(f"relu-doctor: note: {clean_text(message, limit=500)}", file=sys.stderr)
+            else:
+                shown(message, category, *rest)  # type: ignore[arg-type]
+
+        warnings.simplefilter("always", ReLUDoctorWarning)
+        warnings.showwarning = show  # type: ignore[assignment]
+
+    def __exit__(self, *error: object) -> None:
+        self._caught.__exit__(*error)  # type: ignore[arg-type]
+
+
+def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output: Path | None) -> None:
+    from relu_doctor.diagnose.storage import SCHEMA_VERSION, dump_json, write_atomically
+
+    if output_format is OutputFormat.JSON:
+        text = dump_json({"schema_version": SCHEMA_VERSION, "diagnoses": [each.diagnosis.to_dict() for each in scanned]})
+    elif output_format is OutputFormat.CSV:
+        from relu_doctor.reports.tables import units_csv
+
+        text = units_csv({clean_text(each.checkpoint.path): each.diagnosis for each in scanned})
+    else:
+        from relu_doctor.reports.scans import render_scans
+
+        if output is None:
+            from rich.console import Console
+
+            render_scans([(each.checkpoint.path.name, each.diagnosis) for each in scanned], Console(highlight=False))
+            return
+        from relu_doctor.reports.scans import render_scans_text
+
+        text = render_scans_text([(each.checkpoint.path.name, each.diagnosis) for each in scanned])
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(output, text.encode())
+
+
+def _write_tensorboard(scanned: list[ScannedCheckpoint], directory: Path) -> None:
+    from relu_doctor.reports.tensorboard import TensorBoardSink
+
+    with TensorBoardSink(directory) as sink:
+        for place, each in enumerate(scanned):
+            step = each.checkpoint.step if each.checkpoint.step is not None else each.checkpoint.epoch
+            sink.write(each.diagnosis, step=place if step is None else step)
+
+
+def _gate(scanned: list[ScannedCheckpoint], gate: Gate) -> int:
+    from relu_doctor.diagnose.gates import Outcome, decide
+
+    if not gate.asked:
+        return PASSED
+    codes = {Outcome.PASSED: PASSED, Outcome.FAILED: FAILED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
+    results = [(each, decide(each.diagnosis, gate)) for each in scanned]
+    for each, result in results:
+        print(f"gate {result.outcome}: {clean_text(each.checkpoint.path.name)}: {clean_text(result.reason, limit=500)}", file=sys.stderr)
+    outcomes = {result.outcome for _, result in results}
+    worst = next(value for value in (Outcome.FAILED, Outcome.INCONCLUSIVE, Outcome.PASSED) if value in outcomes)
+    return codes[worst]
