@@ -21,7 +21,7 @@ _HOMES = {
     "scan": "relu_doctor.scanning",
 }
 
-__all__ = ["Config", "Diagnosis", "Finding", "__version__", "diagnose", "load_config", "scan"]  # noqa: F822 lazy
+__all__ = ["Config", "Diagnosis", "Finding", "__version__", "diagnose", "load_config", "scan"]
 
 
 def __getattr__(name: str) -> Any:

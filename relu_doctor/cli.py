@@ -58,8 +58,8 @@ def main() -> None:
         if os.environ.get("RELU_DOCTOR_DEBUG"):
             raise
         _fail(
-            f"unexpected {type(error).__name__}: {clean_text(error)}. This is a fault of relu-doctor: please report it, with "
-            "the traceback that RELU_DOCTOR_DEBUG=1 shows."
+            f"unexpected {type(error).__name__}: {clean_text(error)}. This is a fault of relu-doctor: please report "
+            "it, with the traceback that RELU_DOCTOR_DEBUG=1 shows."
         )
 
 
@@ -87,13 +87,16 @@ def root(
 
 @app.command()
 def scan(
-    checkpoints: Annotated[list[str], typer.Argument(metavar="CHECKPOINT…", help="Files of torch.save or .safetensors.")],
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="CHECKPOINT…", help="Files of torch.save or .safetensors.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(help="What builds the network: package.module:factory or path/to/net.py:factory."),
     ] = None,
     model_arg: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An argument of the factory, a TOML value or bare text.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An argument of the factory, a TOML value or bare text."),
     ] = None,
     data: Annotated[
         str | None,
@@ -111,43 +114,63 @@ def scan(
     device: Annotated[str | None, typer.Option(help="Where to run, for example cpu or cuda:0.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Inputs per batch, for files and random inputs.")] = 256,
     max_inputs: Annotated[
-        str | None, typer.Option(metavar="N|auto", help="Read at most N inputs, spread evenly; auto: as many as the bound needs.")
+        str | None,
+        typer.Option(metavar="N|auto", help="Read at most N inputs, spread evenly; auto: as many as the bound needs."),
     ] = None,
     config: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A profile's name or a TOML file.")] = None,
     max_firing_rate: Annotated[
-        float | None, typer.Option(metavar="P", help="A silent unit is dead once it is sure to fire on at most this share of inputs.")
+        float | None,
+        typer.Option(
+            metavar="P", help="A silent unit is dead once it is sure to fire on at most this share of inputs."
+        ),
     ] = None,
     exhaustive: Annotated[bool, typer.Option("--exhaustive", help="These data are all there will ever be.")] = False,
     output_format: Annotated[OutputFormat, typer.Option("--format", help="What to print.")] = OutputFormat.TABLE,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of to stdout.")] = None,
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write the verdict for TensorBoard.")] = None,
     fail_over: Annotated[
-        float | None, typer.Option(metavar="FRACTION", min=0, max=1, help="Fail if any site has a larger dead fraction.")
+        float | None,
+        typer.Option(metavar="FRACTION", min=0, max=1, help="Fail if any site has a larger dead fraction."),
     ] = None,
     fail_over_total: Annotated[
-        float | None, typer.Option(metavar="FRACTION", min=0, max=1, help="Fail if the whole model has a larger dead fraction.")
+        float | None,
+        typer.Option(metavar="FRACTION", min=0, max=1, help="Fail if the whole model has a larger dead fraction."),
     ] = None,
     min_units: Annotated[int, typer.Option(min=1, help="Sites smaller than this are left to the total.")] = 16,
-    trust: Annotated[bool, typer.Option("--trust", help="Run the code that a pickle asks for. Only for your own files.")] = False,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code that a pickle asks for. Only for your own files.")
+    ] = False,
 ) -> None:
     """Name the dead units of saved checkpoints, with how sure that is, what holds them dead, and what to do."""
     if model is None:
-        _fail("--model is missing: name the code that builds the network, as package.module:factory or path/to/net.py:factory.")
+        _fail(
+            "--model is missing: name the code that builds the network, as package.module:factory or "
+            "path/to/net.py:factory."
+        )
     if data is None:
-        _fail("--data is missing: give inputs as a .npy, .npz, .pt or .csv file, package.module:function, or random:3x32x32.")
+        _fail(
+            "--data is missing: give inputs as a .npy, .npz, .pt or .csv file, package.module:function, or "
+            "random:3x32x32."
+        )
     _check_output(output)
     model_spec, data_spec = model, data
 
     from relu_doctor.checkpoints.data import open_data
     from relu_doctor.checkpoints.models import build_model
-    from relu_doctor.checkpoints.scanning import scan_checkpoint
+    from relu_doctor.checkpoints.scanning import compare_within_runs, scan_checkpoint
     from relu_doctor.diagnose.gates import Gate
     from relu_doctor.reports.progress import progress_bar
 
     request = _request(
-        forward=forward, mode=mode, sites=[*(sites or ()), *(f"!{pattern}" for pattern in exclude or ())], device=device,
-        max_inputs=max_inputs, config=config, max_firing_rate=max_firing_rate, exhaustive=exhaustive,
-    )  # fmt: skip
+        forward=forward,
+        mode=mode,
+        sites=[*(sites or ()), *(f"!{pattern}" for pattern in exclude or ())],
+        device=device,
+        max_inputs=max_inputs,
+        config=config,
+        max_firing_rate=max_firing_rate,
+        exhaustive=exhaustive,
+    )
     scanned: list[ScannedCheckpoint] = []
     with _warnings_as_notes():
         for path in checkpoints:
@@ -158,9 +181,9 @@ def scan(
                     lambda: open_data(data_spec, batch_size=batch_size, label_column=label_column),
                     replace(request, progress=progress),
                     trust=trust,
-                    before=scanned,
                 )
                 scanned.append(one)
+    scanned = compare_within_runs(scanned)
     _write(scanned, output_format, output)
     if tensorboard is not None:
         _write_tensorboard(scanned, tensorboard)
@@ -172,8 +195,8 @@ def explain(
     code: Annotated[str | None, typer.Argument(help="A finding's code, as RD205; all of them when left out.")] = None,
 ) -> None:
     """Say what a finding means: how it is decided, what it is confused with, what helps."""
-    from relu_doctor.diagnose.diagnosis import RULES
-    from relu_doctor.diagnose.findings import explanation
+    import relu_doctor.diagnose.rules  # noqa: F401 registers the rules
+    from relu_doctor.diagnose.findings import RULES, explanation
 
     if code is None:
         for known in sorted(RULES):
@@ -198,9 +221,16 @@ def demo(
 
 
 def _request(
-    *, forward: str | None, mode: Mode, sites: list[str], device: str | None, max_inputs: str | None,
-    config: str | None, max_firing_rate: float | None, exhaustive: bool,
-) -> ScanRequest:  # fmt: skip
+    *,
+    forward: str | None,
+    mode: Mode,
+    sites: list[str],
+    device: str | None,
+    max_inputs: str | None,
+    config: str | None,
+    max_firing_rate: float | None,
+    exhaustive: bool,
+) -> ScanRequest:
     import torch
 
     from relu_doctor.checkpoints.specs import resolve
@@ -214,7 +244,9 @@ def _request(
     if forward is not None:
         found = resolve(forward, what="--forward")
         if not callable(found):
-            _fail(f"--forward {clean_text(forward)!r} is a {type(found).__name__}; a function of (model, batch) is needed.")
+            _fail(
+                f"--forward {clean_text(forward)!r} is a {type(found).__name__}; a function (model, batch) is needed."
+            )
         run = found
     try:
         place = None if device is None else torch.device(device)
@@ -228,7 +260,13 @@ def _request(
             _fail(f"--max-inputs expects a positive whole number or auto, found {clean_text(max_inputs)!r}.")
         limit = int(max_inputs)
     return ScanRequest(
-        forward=run, mode=mode, sites=tuple(sites), max_inputs=limit, device=place, exhaustive=exhaustive, config=thresholds
+        forward=run,
+        mode=mode,
+        sites=tuple(sites),
+        max_inputs=limit,
+        device=place,
+        exhaustive=exhaustive,
+        config=thresholds,
     )
 
 
@@ -237,8 +275,16 @@ def _check_output(output: Path | None) -> None:
     if output is None:
         return
     folder = output.parent
-    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK) or (output.exists() and not os.access(output, os.W_OK)):
-        _fail(f"--output {clean_text(output)} cannot be written: give a file in a folder that exists and can be written to.")
+    if (
+        output.is_dir()
+        or not folder.is_dir()
+        or not os.access(folder, os.W_OK)
+        or (output.exists() and not os.access(output, os.W_OK))
+    ):
+        _fail(
+            f"--output {clean_text(output)} cannot be written: give a file in a folder that exists and "
+            "can be written to."
+        )
 
 
 class _warnings_as_notes:  # noqa: N801 a context manager that reads as a verb
@@ -270,7 +316,9 @@ def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output
     from relu_doctor.diagnose.storage import SCHEMA_VERSION, dump_json, write_atomically
 
     if output_format is OutputFormat.JSON:
-        text = dump_json({"schema_version": SCHEMA_VERSION, "diagnoses": [each.diagnosis.to_dict() for each in scanned]})
+        text = dump_json(
+            {"schema_version": SCHEMA_VERSION, "diagnoses": [each.diagnosis.to_dict() for each in scanned]}
+        )
     elif output_format is OutputFormat.CSV:
         from relu_doctor.reports.tables import units_csv
 
@@ -309,7 +357,10 @@ def _gate(scanned: list[ScannedCheckpoint], gate: Gate) -> int:
     codes = {Outcome.PASSED: PASSED, Outcome.FAILED: FAILED, Outcome.INCONCLUSIVE: INCONCLUSIVE}
     results = [(each, decide(each.diagnosis, gate)) for each in scanned]
     for each, result in results:
-        print(f"gate {result.outcome}: {clean_text(each.checkpoint.path.name)}: {clean_text(result.reason, limit=500)}", file=sys.stderr)
+        print(
+            f"gate {result.outcome}: {clean_text(each.checkpoint.path.name)}: {clean_text(result.reason, limit=500)}",
+            file=sys.stderr,
+        )
     outcomes = {result.outcome for _, result in results}
     worst = next(value for value in (Outcome.FAILED, Outcome.INCONCLUSIVE, Outcome.PASSED) if value in outcomes)
     return codes[worst]

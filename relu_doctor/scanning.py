@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
@@ -101,15 +101,33 @@ def scan(
 
         with progress_bar("scanning") as report:
             return scan(
-                model, batches, forward=forward, mode=mode, sites=sites, mask=mask, max_inputs=max_inputs, device=device,
-                statistics=statistics, rectifiers=rectifiers, exhaustive=exhaustive, config=config, progress=report,
-            )  # fmt: skip
+                model,
+                batches,
+                forward=forward,
+                mode=mode,
+                sites=sites,
+                mask=mask,
+                max_inputs=max_inputs,
+                device=device,
+                statistics=statistics,
+                rectifiers=rectifiers,
+                exhaustive=exhaustive,
+                config=config,
+                progress=report,
+            )
     request = ScanRequest(
-        forward=forward, mode=_member(Mode, "mode", mode), sites=(sites,) if isinstance(sites, str) else tuple(sites or ()),
-        mask=mask, max_inputs=_checked_limit(max_inputs), device=None if device is None else torch.device(device),
-        statistics=_member(Statistics, "statistics", statistics), rectifiers=rectifiers, exhaustive=exhaustive,
-        config=load_config(config), progress=progress or None,
-    )  # fmt: skip
+        forward=forward,
+        mode=_member(Mode, "mode", mode),
+        sites=(sites,) if isinstance(sites, str) else tuple(sites or ()),
+        mask=mask,
+        max_inputs=_checked_limit(max_inputs),
+        device=None if device is None else torch.device(device),
+        statistics=_member(Statistics, "statistics", statistics),
+        rectifiers=rectifiers,
+        exhaustive=exhaustive,
+        config=load_config(config),
+        progress=progress or None,
+    )
     return diagnose(observe(model, batches, request).table, request.config)
 
 
@@ -131,7 +149,7 @@ class ScanRequest:
     statistics: Statistics = Statistics.FULL
     rectifiers: Custom = ()
     exhaustive: bool = False
-    config: Config = Config()
+    config: Config = field(default_factory=Config)
     progress: Progress | None = None
     random_inputs: bool = False
     source: Mapping[str, Any] | None = None
@@ -162,9 +180,11 @@ def observe(model: nn.Module, batches: Iterable[Any] | Tensor, request: ScanRequ
             if request.device is not None and home is not None and home != request.device:
                 model.to(request.device)
             with Probe(
-                model, statistics=request.statistics, rectifiers=request.rectifiers,
+                model,
+                statistics=request.statistics,
+                rectifiers=request.rectifiers,
                 unit_axis=lambda name: limits.for_site(name).unit_axis,
-            ) as probe:  # fmt: skip
+            ) as probe:
                 scanner = _Scanner(model, probe, request, device)
                 scanner.read(iterable)
                 return scanner.observation()
@@ -262,12 +282,14 @@ class _Scanner:
 
     def _asked_mask(self, batch: Any, rows: int | None) -> Tensor | None:
         assert self.request.mask is not None
-        mask = self.request.mask(batch)
+        mask: Any = self.request.mask(batch)
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() != 2 or (rows is not None and len(mask) != rows):
             found = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise DataError(f"mask= must return a boolean tensor of shape (inputs, positions) = ({rows}, …), found {found}.")
+            raise DataError(
+                f"mask= must return a boolean tensor of shape (inputs, positions) = ({rows}, …), found {found}."
+            )
         return mask.bool()
 
     def observation(self) -> Observation:
@@ -284,18 +306,27 @@ class _Scanner:
             )
         if not any(site.num_units for site in wanted):
             raise NothingObservedError(
-                f"none of {len(wanted)} sites could be observed: {wanted[0].name}: {wanted[0].note}; name the unit axis in "
-                f'the configuration: [sites."{wanted[0].base_name}"] unit_axis = 1.'
+                f"none of {len(wanted)} sites could be observed: {wanted[0].name}: {wanted[0].note}; name the unit "
+                f'axis in the configuration: [sites."{wanted[0].base_name}"] unit_axis = 1.'
             )
         request = self.request
         coverage = Coverage(
-            num_inputs=self.num_inputs, distinct_inputs=self.num_inputs - self.census.repeated,
-            available_inputs=self.source.available, sampling=self.source.sampling, read_to_end=self.read_to_end,
-            passed=self.passed, mode=request.mode.value, statistics=request.statistics.value,
-            random_inputs=request.random_inputs, exhaustive=request.exhaustive, masked=self.masked,
-            unused=tuple(name for name in unused if _selected(name, request)), excluded=len(found) - len(wanted),
-            notes=tuple(self.probe.notes), source=dict(request.source or {}),
-        )  # fmt: skip
+            num_inputs=self.num_inputs,
+            distinct_inputs=self.num_inputs - self.census.repeated,
+            available_inputs=self.source.available,
+            sampling=self.source.sampling,
+            read_to_end=self.read_to_end,
+            passed=self.passed,
+            mode=request.mode.value,
+            statistics=request.statistics.value,
+            random_inputs=request.random_inputs,
+            exhaustive=request.exhaustive,
+            masked=self.masked,
+            unused=tuple(name for name in unused if _selected(name, request)),
+            excluded=len(found) - len(wanted),
+            notes=tuple(self.probe.notes),
+            source=dict(request.source or {}),
+        )
         first = Mode.TRAIN if request.mode is Mode.TRAIN else Mode.EVAL
         train = self.probe.stats.get(Mode.TRAIN.value) if request.mode is Mode.BOTH else None
         table = tabulate(self.model, wanted, self.probe.stats.get(first.value, {}), coverage, train_stats=train)
@@ -316,7 +347,8 @@ def _observable(model: nn.Module) -> nn.Module:
         return _observable(model.module)
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModelError(
-            f"expected a Python module, found a {type(model).__name__}, whose calls cannot be seen; scan the model it was made from."
+            f"expected a Python module, found a {type(model).__name__}, whose calls cannot be seen; "
+            "scan the model it was made from."
         )
     for name, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter):
@@ -348,7 +380,7 @@ def _checked_limit(limit: int | str | None) -> int | str | None:
 
 def _selected(name: str, request: ScanRequest) -> bool:
     """Whether the user's patterns and the configuration keep a site; a pattern without ``#k`` names all of a module."""
-    names = (name, name.split("#")[0])
+    names = (name, name.split("#", maxsplit=1)[0])
     includes = [pattern for pattern in request.sites if not pattern.startswith("!")]
     excludes = [pattern[1:] for pattern in request.sites if pattern.startswith("!")]
     kept = not includes or any(fnmatchcase(each, pattern) for each in names for pattern in includes)
@@ -370,7 +402,8 @@ def _nothing_found(model: nn.Module, unused: list[str]) -> str:
     modules = sum(1 for _ in model.modules())
     looked = f"no rectifier was applied in {type(model).__name__}: looked at {modules} modules and one forward"
     if unused:
-        return f"{looked}; {len(unused)} rectifier modules were never called ({', '.join(unused[:4])}). Give inputs that reach them."
+        names = ", ".join(unused[:4])
+        return f"{looked}; {len(unused)} rectifier modules were never called ({names}). Give inputs that reach them."
     return f"{looked}. Name your own activation class with rectifiers=[MyReLU]."
 
 
@@ -386,6 +419,6 @@ def _forward_error(model: nn.Module, error: Exception, passed: Any, index: int) 
     message = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     shown = ", ".join(describe(value) for value in (*passed[0], *passed[1].values()))
     return ForwardError(
-        f"the model's forward raised in {where or 'the model'} on batch {index}: {type(error).__name__}: {message[:300]} "
-        f"(passed: {shown}). Give data of the shape and dtype that the model takes, or forward=."
+        f"the model's forward raised in {where or 'the model'} on batch {index}: {type(error).__name__}: "
+        f"{message[:300]} (passed: {shown}). Give data of the shape and dtype that the model takes, or forward=."
     )

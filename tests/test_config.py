@@ -94,10 +94,12 @@ def test_a_file_switches_dormancy_off_again(tmp_path):
 
 
 def test_a_site_has_the_thresholds_of_the_longest_pattern_that_names_it():
-    config = Config(
-        max_firing_rate=0.02,
-        ignore_sites=("head.*",),
-        sites={"*": {"rare_firing_rate": 0.5, "unit_axis": 2}, "layer1.*": {"rare_firing_rate": 0.1}},
+    config = load_config(
+        {
+            "max_firing_rate": 0.02,
+            "ignore_sites": ["head.*"],
+            "sites": {"*": {"rare_firing_rate": 0.5, "unit_axis": 2}, "layer1.*": {"rare_firing_rate": 0.1}},
+        }
     )
     assert config.for_site("layer1.0.relu#1").rare_firing_rate == 0.1
     assert config.for_site("layer1.0.relu#1").unit_axis == 2
@@ -108,12 +110,12 @@ def test_a_site_has_the_thresholds_of_the_longest_pattern_that_names_it():
 
 
 def test_an_override_keeps_a_site_that_a_wider_pattern_leaves_out():
-    config = Config(ignore_sites=("head.*",), sites={"head.relu2": {"ignore": False}})
+    config = load_config({"ignore_sites": ["head.*"], "sites": {"head.relu2": {"ignore": False}}})
     assert [config.for_site(f"head.relu{number}").ignore for number in (1, 2)] == [True, False]
 
 
 def test_patterns_that_name_no_site_are_told():
-    config = Config(ignore_sites=("haed.*", "head.*"), sites={"layer9.*": {"ignore": True}})
+    config = load_config({"ignore_sites": ["haed.*", "head.*"], "sites": {"layer9.*": {"ignore": True}}})
     assert config.unmatched_patterns(["head.relu", "layer1.relu"]) == ("haed.*", "layer9.*")
 
 

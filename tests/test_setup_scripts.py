@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,13 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Takes the place of all that would make or install something; records what was asked for."""
     done: list[str] = []
     environment = setup.Environment
+
+    def create(self: Any) -> None:
+        done.append("create")
+        self.path.mkdir()
+
     monkeypatch.setattr(environment, "version", lambda self: VERSION if self.path.exists() else None)
-    monkeypatch.setattr(environment, "create", lambda self: (done.append("create"), self.path.mkdir()))
+    monkeypatch.setattr(environment, "create", create)
     monkeypatch.setattr(environment, "install", lambda self, extra: done.append(f"install {extra}"))
     monkeypatch.setattr(setup, "check_disk", lambda _directory: done.append("check disk"))
     return done
@@ -197,8 +203,13 @@ def test_the_first_stage_that_fails_ends_the_run_with_its_exit_code(monkeypatch)
 
 def test_pytest_comes_last_and_gets_the_arguments(monkeypatch):
     ran: list[list[str]] = []
+
+    def stage(command: list[str], _root: Path) -> int:
+        ran.append(command[2:])
+        return 0
+
     monkeypatch.setattr(setup, "set_up", lambda root, _extra: setup.Environment(root))
-    monkeypatch.setattr(setup, "run_stage", lambda command, _root: (ran.append(command[2:]), 0)[1])
+    monkeypatch.setattr(setup, "run_stage", stage)
     assert setup.test(["-k", "config"], ROOT) == 0
     assert ran[-1] == ["pytest", "-k", "config"]
 
@@ -214,8 +225,6 @@ def test_settings_of_the_shell_that_lead_pip_astray_are_left_out(monkeypatch):
 
 
 def test_the_constraints_pin_every_direct_dependency():
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [
         *project["dependencies"],

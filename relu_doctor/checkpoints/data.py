@@ -151,10 +151,10 @@ def _read_numpy(path: Path, suffix: str) -> np.ndarray[Any, Any]:
                     return array
                 array.close()
                 raise DataError(f"--data '{shown}' is a .npz archive by its content; give it that suffix.")
-            archive = np.load(path, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"--data '{shown}' is a .npy array by its content; give it that suffix.")
-            with archive:
+            with path.open("rb") as file:
+                archive = np.load(file, allow_pickle=False)
+                if isinstance(archive, np.ndarray):
+                    raise DataError(f"--data '{shown}' is a .npy array by its content; give it that suffix.")
                 names = list(archive.files)
                 if "x" not in names and len(names) != 1:
                     there = name_some(names, 8) or "no arrays"
@@ -166,7 +166,7 @@ def _read_numpy(path: Path, suffix: str) -> np.ndarray[Any, Any]:
     except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for a damaged file
         reason = (
             "it holds Python objects"
-            if "allow_pickle" in str(error)
+            if "Python objects" in str(error) or "allow_pickle" in str(error)
             else f"it is damaged or truncated ({clean_text(error)})"
         )
         raise DataError(f"--data '{shown}' cannot be read as a NumPy {suffix} file: {reason}.") from error
@@ -256,7 +256,8 @@ def _has_header(columns: Iterable[object]) -> bool:
 
 def _open_callable(source: str, batch_size: int, max_inputs: int | None) -> DataSource:
     shown = f"--data '{clean_text(source)}'"
-    if is_file_spec(source) and not source.rpartition(":")[0].endswith(".py"):
+    place, _, attribute = source.rpartition(":")
+    if not attribute.replace(".", "").isidentifier() or (is_file_spec(source) and not place.endswith(".py")):
         raise DataError(f"{shown} is of no known kind. {_FORMS}.")
     target = resolve(source, what="--data")
     result: object = target

@@ -14,8 +14,7 @@ from relu_doctor.checkpoints.formats import Checkpoint, load_checkpoint
 from relu_doctor.checkpoints.models import load_into
 from relu_doctor.checkpoints.updates import earlier_of_run, learning_rate_evidence, tie_optimizer
 from relu_doctor.diagnose.diagnosis import Diagnosis, diagnose
-from relu_doctor.diagnose.table import UnitTable
-from relu_doctor.scanning import ScanRequest, observe
+from relu_doctor.scanning import Observation, ScanRequest, observe
 from relu_doctor.text import clean_text
 
 
@@ -25,12 +24,12 @@ class ScannedCheckpoint:
 
     Attributes:
         checkpoint: as read.
-        table: the evidence.
+        observation: the evidence.
         diagnosis: the verdict.
     """
 
     checkpoint: Checkpoint
-    table: UnitTable
+    observation: Observation
     diagnosis: Diagnosis
 
 
@@ -41,7 +40,6 @@ def scan_checkpoint(
     request: ScanRequest,
     *,
     trust: bool = False,
-    before: Sequence[ScannedCheckpoint] = (),
 ) -> ScannedCheckpoint:
     """Scan one file.
 
@@ -51,7 +49,6 @@ def scan_checkpoint(
         open_source: opens the data.
         request: how to scan.
         trust: run the code that a pickle asks for.
-        before: files scanned earlier; the latest of the same run is what the learning-rate finding compares with.
 
     Raises:
         ReLUDoctorError: the file cannot be scanned.
@@ -63,11 +60,22 @@ def scan_checkpoint(
     data = open_source()
     told = replace(request, random_inputs=data.random, source=_source(checkpoint, model, data, notes))
     observation = observe(model, data.batches, told)
-    earlier = earlier_of_run(checkpoint, [each.checkpoint for each in before])
-    reference = next(((each.checkpoint, each.table) for each in before if each.checkpoint is earlier), None)
-    history = learning_rate_evidence(checkpoint, observation.sites, observation.table, reference)
-    diagnosis = diagnose(observation.table, request.config, history=history)
-    return ScannedCheckpoint(checkpoint, observation.table, diagnosis)
+    history = learning_rate_evidence(checkpoint, observation)
+    return ScannedCheckpoint(checkpoint, observation, diagnose(observation.table, request.config, history=history))
+
+
+def compare_within_runs(scanned: Sequence[ScannedCheckpoint]) -> list[ScannedCheckpoint]:
+    """The same checkpoints, each judged also by what changed since the one before it in its run, where one is there."""
+    compared: list[ScannedCheckpoint] = []
+    for one in scanned:
+        earlier = earlier_of_run(one.checkpoint, [each.checkpoint for each in scanned])
+        before = next((each for each in scanned if each.checkpoint is earlier), None)
+        if before is None:
+            compared.append(one)
+            continue
+        history = learning_rate_evidence(one.checkpoint, one.observation, (before.checkpoint, before.observation))
+        compared.append(replace(one, diagnosis=diagnose(one.observation.table, one.diagnosis.config, history=history)))
+    return compared
 
 
 def _source(checkpoint: Checkpoint, model: nn.Module, data: DataSource, notes: tuple[str, ...]) -> dict[str, Any]:

@@ -14,28 +14,27 @@ from relu_doctor.diagnose.origins import LearningRateEvidence
 from relu_doctor.diagnose.table import UnitTable
 from relu_doctor.observe.parameters import weight_norms
 from relu_doctor.observe.sites import ActivationSite, strip_wrappers
+from relu_doctor.scanning import Observation
 
 _FAMILIES = {"adam-like": "Adam-like", "sgd": "SGD"}
 
 
 def learning_rate_evidence(
     checkpoint: Checkpoint,
-    sites: Iterable[ActivationSite],
-    table: UnitTable,
-    earlier: tuple[Checkpoint, UnitTable] | None = None,
+    observation: Observation,
+    earlier: tuple[Checkpoint, Observation] | None = None,
 ) -> LearningRateEvidence | None:
     """What a checkpoint's file, and an earlier one of its run, record about the size of updates.
 
     Args:
         checkpoint: with its optimizer tied to the model's parameters.
-        sites: of the scan.
-        table: its evidence.
+        observation: what its scan saw.
         earlier: a checkpoint of the same run with its evidence.
 
     Returns:
         ``None`` where the files record nothing.
     """
-    sites = tuple(sites)
+    sites = observation.sites
     optimizer = checkpoint.optimizer
     if optimizer is None and earlier is None:
         return None
@@ -55,15 +54,18 @@ def learning_rate_evidence(
             if name in before and weights[name].shape == before[name].shape and weights[name].is_floating_point()
         }
         between = _ratios(sites, moved, before)
-        newly = _newly_silent(earlier[1], table)
+        newly = _newly_silent(earlier[1].table, observation.table)
         if checkpoint.step is not None and earlier[0].step is not None:
             steps = checkpoint.step - earlier[0].step
     return LearningRateEvidence(
         learning_rates=() if optimizer is None else optimizer.learning_rates,
         optimizer="" if optimizer is None else _FAMILIES.get(optimizer.kind, ""),
-        last_update=last, between=between, earlier="" if earlier is None else earlier[0].path.name,
-        steps_between=steps, newly_silent=newly,
-    )  # fmt: skip
+        last_update=last,
+        between=between,
+        earlier="" if earlier is None else earlier[0].path.name,
+        steps_between=steps,
+        newly_silent=newly,
+    )
 
 
 def earlier_of_run(checkpoint: Checkpoint, seen: Iterable[Checkpoint]) -> Checkpoint | None:

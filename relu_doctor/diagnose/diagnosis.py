@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+import relu_doctor.diagnose.rules  # noqa: F401 registers the rules
 from relu_doctor.config import Config, load_config
-from relu_doctor.diagnose import rules as rules  # registers the rules
 from relu_doctor.diagnose.findings import Finding, find
 from relu_doctor.diagnose.judgement import Judgement, judge
 from relu_doctor.diagnose.origins import LearningRateEvidence
@@ -24,9 +24,15 @@ from relu_doctor.diagnose.table import UnitTable
 from relu_doctor.terms import Severity, Status
 
 _COUNTED = (
-    Status.DEAD, Status.UNPROVEN, Status.RARE, Status.DORMANT, Status.SATURATED, Status.NON_FINITE,
-    Status.UNOBSERVED, Status.ACTIVE,
-)  # fmt: skip
+    Status.DEAD,
+    Status.UNPROVEN,
+    Status.RARE,
+    Status.DORMANT,
+    Status.SATURATED,
+    Status.NON_FINITE,
+    Status.UNOBSERVED,
+    Status.ACTIVE,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +70,7 @@ class Diagnosis:
         rows = []
         for site in self.table.sites:
             of = {
-                status.value: int(counts.at[site.site_id, status.value])
+                status.value: int(counts.loc[site.site_id, status.value])  # type: ignore[arg-type]  # of counts
                 if site.site_id in counts.index and status.value in counts.columns
                 else 0
                 for status in _COUNTED
@@ -72,14 +78,24 @@ class Diagnosis:
             silent = of["dead"] + of["unproven"]
             rows.append(
                 {
-                    "site": site.name, "site_id": site.site_id, "rectifier": site.rectifier, "producer": site.producer,
-                    "num_units": site.num_units, "dead": of["dead"], "unproven": of["unproven"], "silent": silent,
-                    "rare": of["rare"], "dormant": of["dormant"], "saturated": of["saturated"],
-                    "non_finite": of["non_finite"], "unobserved": of["unobserved"], "active": of["active"],
+                    "site": site.name,
+                    "site_id": site.site_id,
+                    "rectifier": site.rectifier,
+                    "producer": site.producer,
+                    "num_units": site.num_units,
+                    "dead": of["dead"],
+                    "unproven": of["unproven"],
+                    "silent": silent,
+                    "rare": of["rare"],
+                    "dormant": of["dormant"],
+                    "saturated": of["saturated"],
+                    "non_finite": of["non_finite"],
+                    "unobserved": of["unobserved"],
+                    "active": of["active"],
                     "dead_fraction": _fraction(of["dead"], site.num_units),
                     "silent_fraction": _fraction(silent, site.num_units),
                 }
-            )  # fmt: skip
+            )
         columns = [
             "site", "site_id", "rectifier", "producer", "num_units", "dead", "unproven", "silent", "rare", "dormant",
             "saturated", "non_finite", "unobserved", "active", "dead_fraction", "silent_fraction",
@@ -115,8 +131,8 @@ class Diagnosis:
         }
 
     def _unobserved(self) -> list[str]:
-        seen = self.units.groupby("site_id")["inputs"].max() if len(self.units) else {}
-        return [site.name for site in self.table.sites if not site.num_units or seen[site.site_id] == 0]
+        seen = set(self.units.loc[self.units["inputs"] > 0, "site_id"])
+        return [site.name for site in self.table.sites if site.site_id not in seen]
 
     def _severity(self, num_units: int, total: Mapping[str, int]) -> Severity:
         silent = total["dead"] + total["unproven"]
@@ -236,10 +252,15 @@ def diagnose(
     thresholds = load_config(config)
     judgement: Judgement = judge(table, thresholds)
     return Diagnosis(
-        table=table, units=judgement.units, findings=find(table, judgement, thresholds, history), config=thresholds,
-        blamed=judgement.blamed, needed=judgement.needed, history=history,
+        table=table,
+        units=judgement.units,
+        findings=find(table, judgement, thresholds, history),
+        config=thresholds,
+        blamed=judgement.blamed,
+        needed=judgement.needed,
+        history=history,
         metadata=dict(made) if made is not None else _metadata(),
-    )  # fmt: skip
+    )
 
 
 def _metadata() -> dict[str, Any]:

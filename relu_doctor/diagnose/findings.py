@@ -72,9 +72,13 @@ def rule(code: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def find(table: UnitTable, judgement: Judgement, config: Config, history: LearningRateEvidence | None) -> tuple[Finding, ...]:
+def find(
+    table: UnitTable, judgement: Judgement, config: Config, history: LearningRateEvidence | None
+) -> tuple[Finding, ...]:
     """Apply every rule."""
-    by_site = {str(key): rows for key, rows in judgement.units.groupby("site_id", sort=False)} if len(judgement.units) else {}
+    by_site = (
+        {str(key): rows for key, rows in judgement.units.groupby("site_id", sort=False)} if len(judgement.units) else {}
+    )
     case = Case(table, judgement, config, history, by_site)
     return tuple(finding for code in sorted(RULES) for finding in RULES[code](case))
 

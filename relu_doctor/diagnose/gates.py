@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from relu_doctor.diagnose.diagnosis import Diagnosis
 
@@ -52,7 +53,7 @@ def decide(diagnosis: Diagnosis, gate: Gate) -> GateResult:
     """
     summary, sites = diagnosis.summary, diagnosis.sites
     mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
-    limits = []
+    limits: list[tuple[str, Any, float]] = []
     for _, row in sites[sites["site_id"].isin(mortal)].iterrows():
         if gate.per_site is not None and row["num_units"] >= gate.min_units:
             limits.append((str(row["site"]), row, gate.per_site))
@@ -62,7 +63,8 @@ def decide(diagnosis: Diagnosis, gate: Gate) -> GateResult:
         if counts["dead_fraction"] > limit:
             return GateResult(
                 Outcome.FAILED,
-                f"{name}: {counts['dead']:,} of {counts['num_units']:,} units dead, {100 * counts['dead_fraction']:.3g} % is over the limit of "
+                f"{name}: {counts['dead']:,} of {counts['num_units']:,} units dead, "
+                f"{100 * counts['dead_fraction']:.3g} % is over the limit of "
                 f"{100 * limit:.3g} %",
             )
     if summary["random_inputs"]:
@@ -76,6 +78,7 @@ def decide(diagnosis: Diagnosis, gate: Gate) -> GateResult:
             what = "not finite" if counts["non_finite"] else "unproven"
             needed = "" if counts["non_finite"] else f"; {summary['inputs_needed']:,} inputs are needed"
             return GateResult(
-                Outcome.INCONCLUSIVE, f"{name}: {open_units:,} of {counts['num_units']:,} units {what} could exceed the limit{needed}"
+                Outcome.INCONCLUSIVE,
+                f"{name}: {open_units:,} of {counts['num_units']:,} units {what} could exceed the limit{needed}",
             )
     return GateResult(Outcome.PASSED, "no limit exceeded")

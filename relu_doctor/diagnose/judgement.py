@@ -15,11 +15,36 @@ from relu_doctor.diagnose.table import SiteRecord, UnitTable
 from relu_doctor.terms import Mechanism, Status
 
 COLUMNS = (
-    "site", "site_id", "unit", "rectifier", "status", "mechanism", "inputs", "inputs_fired", "firing_rate",
-    "firing_rate_upper", "position_firing_rate", "pre_max", "pre_min", "pre_mean", "pre_std", "margin", "dormancy",
-    "first_fired", "last_fired", "bias", "weight_l2", "non_finite_values", "positions", "positions_fired", "post_mean",
-    "gamma", "beta", "offset", "reach",
-)  # fmt: skip
+    "site",
+    "site_id",
+    "unit",
+    "rectifier",
+    "status",
+    "mechanism",
+    "inputs",
+    "inputs_fired",
+    "firing_rate",
+    "firing_rate_upper",
+    "position_firing_rate",
+    "pre_max",
+    "pre_min",
+    "pre_mean",
+    "pre_std",
+    "margin",
+    "dormancy",
+    "first_fired",
+    "last_fired",
+    "bias",
+    "weight_l2",
+    "non_finite_values",
+    "positions",
+    "positions_fired",
+    "post_mean",
+    "gamma",
+    "beta",
+    "offset",
+    "reach",
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,19 +80,22 @@ def judge(table: UnitTable, config: Config) -> Judgement:
     for site, rows in zip(table.sites, judged, strict=True):
         if len(rows):
             rows["mechanism"] = _mechanisms(rows, site, blamed[site.site_id], config, all_seen=set(site.feeds) <= known)
-    rows = [frame for frame in judged if len(frame)]
+    filled = [frame for frame in judged if len(frame)]
     columns = [*COLUMNS, *(name for name in table.units.columns if name.startswith("train_"))]
-    units = pd.concat(rows, ignore_index=True)[columns] if rows else pd.DataFrame(columns=columns)
+    units = pd.concat(filled, ignore_index=True)[columns] if filled else pd.DataFrame(columns=columns)
     for name in ("first_fired", "last_fired"):
         units[name] = units[name].astype("Int64").where(units[name] >= 0)
     strictest = min(
-        (config.for_site(site.name).max_firing_rate for site in table.sites if site.can_die), default=config.max_firing_rate
+        (config.for_site(site.name).max_firing_rate for site in table.sites if site.can_die),
+        default=config.max_firing_rate,
     )
     needed = inputs_needed(strictest, confidence=config.confidence, num_units=max(rectifying, 1))
     return Judgement(units, blamed, rectifying, needed)
 
 
-def _with_rates(units: pd.DataFrame, site: SiteRecord, table: UnitTable, config: Config, num_units: int) -> pd.DataFrame:
+def _with_rates(
+    units: pd.DataFrame, site: SiteRecord, table: UnitTable, config: Config, num_units: int
+) -> pd.DataFrame:
     rows = units.copy()
     limits = config.for_site(site.name)
     inputs, fired = rows["inputs"].to_numpy(float), rows["inputs_fired"].to_numpy(float)
@@ -83,7 +111,9 @@ def _with_rates(units: pd.DataFrame, site: SiteRecord, table: UnitTable, config:
     with np.errstate(divide="ignore", invalid="ignore"):
         rows["firing_rate"] = fired / inputs
         rows["firing_rate_upper"] = np.where(inputs > 0, upper, np.nan)
-        rows["position_firing_rate"] = rows["positions_fired"].to_numpy(float) / np.where(positions > 0, positions, np.nan)
+        rows["position_firing_rate"] = rows["positions_fired"].to_numpy(float) / np.where(
+            positions > 0, positions, np.nan
+        )
         margin = (low - rows["pre_max"].to_numpy(float)) / rows["pre_std"].to_numpy(float)
         rows["margin"] = np.where(silent & site.can_die & np.isfinite(margin), margin, np.nan)
         mean_output = rows["post_mean"].mean()

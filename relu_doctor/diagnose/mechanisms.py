@@ -43,7 +43,9 @@ def find_mechanisms(
     with np.errstate(invalid="ignore", divide="ignore"):
         reach = highest - mean
         several = (units["positions"].to_numpy() >= 2) & np.isfinite(lowest)
-        constant = several & (highest - lowest <= config.constant_tolerance * np.maximum(np.abs(highest), np.abs(lowest)))
+        constant = several & (
+            highest - lowest <= config.constant_tolerance * np.maximum(np.abs(highest), np.abs(lowest))
+        )
         weightless = (units["weight_l2"].to_numpy(float) == 0) & (site.norm != "norm")
         weightless |= units["gamma"].to_numpy(float) == 0
         zero = weightless & (bias <= low) & (not site.unweighted_summand)
@@ -97,5 +99,5 @@ def blame_upstream(sites: Sequence[SiteRecord], silent_fraction: Mapping[str, fl
             stack.extend(by_id[current].feeds)
         whole = [other.name for other in sites if other.site_id in ancestors and silent_fraction[other.site_id] == 1]
         partly = [other.name for other in sites if other.site_id in site.feeds and silent_fraction[other.site_id] > 0]
-        blamed[site.site_id] = (whole or partly or [None])[0]
+        blamed[site.site_id] = next(iter([*whole, *partly]), None)
     return blamed

@@ -72,9 +72,14 @@ def compare_updates(evidence: LearningRateEvidence, silent: Mapping[str, NDArray
     total = sum(int(silent[key].sum()) for key in evidence.newly_silent if key in silent)
     regime = [value for value in (live, per_step) if np.isfinite(value)]
     return UpdateComparison(
-        silent=_median(last_silent), live=live, silent_between=_median(moved_silent), live_between=live_between,
-        per_step=max(regime) if regime else float("nan"), newly_silent=newly, born_silent=total - newly,
-    )  # fmt: skip
+        silent=_median(last_silent),
+        live=live,
+        silent_between=_median(moved_silent),
+        live_between=live_between,
+        per_step=max(regime) if regime else float("nan"),
+        newly_silent=newly,
+        born_silent=total - newly,
+    )
 
 
 def _split(ratios: Ratios, silent: Mapping[str, NDArray[np.bool_]]) -> tuple[list[float], list[float]]:

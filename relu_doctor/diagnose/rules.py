@@ -1,4 +1,4 @@
-"""The rules, in the order in which a reader wants them: what holds units silent, how they got there, what was not seen."""
+"""The rules, in a reader's order: what holds units silent, how they got there, what was not seen."""
 
 from __future__ import annotations
 
@@ -29,12 +29,16 @@ def non_finite(case: Case) -> Iterator[Finding]:
         hit = rows[rows["status"] == Status.NON_FINITE.value]
         if len(hit):
             yield Finding(
-                "RD101", f"{share_of(hit, rows)} received NaN or Inf", site.name, indices(hit), Mechanism.NON_FINITE.value,
+                "RD101",
+                f"{share_of(hit, rows)} received NaN or Inf",
+                site.name,
+                indices(hit),
+                Mechanism.NON_FINITE.value,
                 f"{count(int(hit['non_finite_values'].sum()), 'non-finite value')}; the first such site of the forward "
                 "pass is where to look",
-                "Training diverged or the data overflow. Go back to the last checkpoint without NaN, lower the learning "
-                "rate or clip gradients (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)).",
-            )  # fmt: skip
+                "Training diverged or the data overflow. Go back to the last checkpoint without NaN, lower the "
+                "learning rate or clip gradients (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)).",
+            )
 
 
 def _held(case: Case, mechanism: Mechanism) -> Iterator[tuple[SiteRecord, pd.DataFrame, pd.DataFrame]]:
@@ -66,9 +70,14 @@ def _mechanism_finding(
         numbers = ", ".join(f"{label} {typical(hit[column])}" for label, column in evidence.items())
         text = "; ".join(part for part in (f"medians: {numbers}" if numbers else "", extra) if part)
         yield Finding(
-            code, f"{share_of(hit, rows)} {_silent_phrase(hit)}: {_WORDS[mechanism]}", site.name, indices(hit),
-            mechanism.value, text, advice,
-        )  # fmt: skip
+            code,
+            f"{share_of(hit, rows)} {_silent_phrase(hit)}: {_WORDS[mechanism]}",
+            site.name,
+            indices(hit),
+            mechanism.value,
+            text,
+            advice,
+        )
 
 
 _WORDS = {
@@ -95,10 +104,13 @@ def zero_weights(case: Case) -> Iterator[Finding]:
     of the same function.
     """
     return _mechanism_finding(
-        "RD201", case, Mechanism.ZERO_WEIGHTS, {"bias": "bias"},
+        "RD201",
+        case,
+        Mechanism.ZERO_WEIGHTS,
+        {"bias": "bias"},
         "If this is pruning, all is well: the units can be cut out. Otherwise weight decay or an update zeroed them: "
         "re-initialise these rows (torch.nn.init.kaiming_normal_) and reset their optimizer state.",
-    )  # fmt: skip
+    )
 
 
 @rule("RD202")
@@ -113,11 +125,14 @@ def dead_upstream(case: Case) -> Iterator[Finding]:
     for site, rows, hit in _held(case, Mechanism.DEAD_UPSTREAM):
         blamed = case.judgement.blamed[site.site_id]
         yield Finding(
-            "RD202", f"{share_of(hit, rows)} {_silent_phrase(hit)}: a consequence of {blamed}, which is silent before them",
-            site.name, indices(hit), Mechanism.DEAD_UPSTREAM.value,
+            "RD202",
+            f"{share_of(hit, rows)} {_silent_phrase(hit)}: a consequence of {blamed}, which is silent before them",
+            site.name,
+            indices(hit),
+            Mechanism.DEAD_UPSTREAM.value,
             f"medians: pre-activation {typical(hit['pre_max'])}, its spread {typical(hit['pre_max'] - hit['pre_min'])}",
             f"Mend {blamed} first; these units are a consequence, not a cause.",
-        )  # fmt: skip
+        )
 
 
 @rule("RD203")
@@ -128,10 +143,13 @@ def constant_inputs(case: Case) -> Iterator[Finding]:
     are constant where these units look (an unused feature, a padded border), or an earlier layer saturated.
     """
     return _mechanism_finding(
-        "RD203", case, Mechanism.CONSTANT_INPUTS, {"pre-activation": "pre_max"},
+        "RD203",
+        case,
+        Mechanism.CONSTANT_INPUTS,
+        {"pre-activation": "pre_max"},
         "Look at what feeds these units: a feature that is constant in the data, or a layer that gives one value. "
         "Scan with more varied data before changing the model.",
-    )  # fmt: skip
+    )
 
 
 @rule("RD204")
@@ -146,10 +164,13 @@ def normalization(case: Case) -> Iterator[Finding]:
     set beta to 0 and gamma to 1 for these channels.
     """
     return _mechanism_finding(
-        "RD204", case, Mechanism.NORMALIZATION, {"beta": "beta", "gamma": "gamma", "margin (std)": "margin"},
+        "RD204",
+        case,
+        Mechanism.NORMALIZATION,
+        {"beta": "beta", "gamma": "gamma", "margin (std)": "margin"},
         "Set beta to 0 (and gamma to 1) for these channels and go on with a lower learning rate; keep normalisation "
         "parameters out of weight decay, or use AdamW instead of Adam with L2.",
-    )  # fmt: skip
+    )
 
 
 @rule("RD205")
@@ -163,11 +184,13 @@ def negative_bias(case: Case) -> Iterator[Finding]:
     these biases to 0 and reset their optimizer state.
     """
     return _mechanism_finding(
-        "RD205", case, Mechanism.NEGATIVE_BIAS,
+        "RD205",
+        case,
+        Mechanism.NEGATIVE_BIAS,
         {"bias": "bias", "offset": "offset", "reach": "reach", "margin (std)": "margin"},
         "Setting these biases to 0 makes every one of them fire on these data. In training: a lower learning rate, "
         "warm-up or gradient clipping keeps biases from being thrown down.",
-    )  # fmt: skip
+    )
 
 
 @rule("RD206")
@@ -181,20 +204,26 @@ def input_offset(case: Case) -> Iterator[Finding]:
     Helps: standardise the inputs; a normalisation layer before the rectifier; recalibrate BatchNorm.
     """
     for finding in _mechanism_finding(
-        "RD206", case, Mechanism.INPUT_OFFSET,
+        "RD206",
+        case,
+        Mechanism.INPUT_OFFSET,
         {"offset": "offset", "bias": "bias", "reach": "reach", "margin (std)": "margin"},
         "Centre what these units read: standardise the data, or put BatchNorm or LayerNorm before the rectifier.",
-    ):  # fmt: skip
+    ):
         site = next(site for site in case.table.sites if site.name == finding.site)
         if site.norm != "batch_norm":
             yield finding
             continue
         yield Finding(
-            finding.code, finding.title, finding.site, finding.unit_indices, finding.mechanism,
+            finding.code,
+            finding.title,
+            finding.site,
+            finding.unit_indices,
+            finding.mechanism,
             finding.evidence + "; behind BatchNorm in eval mode the offset is the gap to its running statistics",
-            "BatchNorm's running statistics do not fit these data: recalibrate them (run some training batches in train "
-            "mode without an optimizer step), or scan with data like the training data.",
-        )  # fmt: skip
+            "BatchNorm's running statistics do not fit these data: recalibrate them (run some training batches in "
+            "train mode without an optimizer step), or scan with data like the training data.",
+        )
 
 
 @rule("RD207")
@@ -206,10 +235,12 @@ def bias_or_offset(case: Case) -> Iterator[Finding]:
     Helps: zero biases or centred inputs; the lower learning rate that helps negative biases.
     """
     return _mechanism_finding(
-        "RD207", case, Mechanism.BIAS_OR_OFFSET,
+        "RD207",
+        case,
+        Mechanism.BIAS_OR_OFFSET,
         {"bias": "bias", "offset": "offset", "reach": "reach", "margin (std)": "margin"},
         "Set these biases to 0, or centre what the units read; either is enough on these data.",
-    )  # fmt: skip
+    )
 
 
 @rule("RD208")
@@ -221,11 +252,13 @@ def bias_and_offset(case: Case) -> Iterator[Finding]:
     Helps: re-initialise the units, and train with a lower learning rate.
     """
     return _mechanism_finding(
-        "RD208", case, Mechanism.BIAS_AND_OFFSET,
+        "RD208",
+        case,
+        Mechanism.BIAS_AND_OFFSET,
         {"bias": "bias", "offset": "offset", "reach": "reach", "margin (std)": "margin"},
         "Re-initialise these units (weights and bias) and reset their optimizer state; a bias of 0 is not enough. "
         "In training, lower the learning rate or clip gradients.",
-    )  # fmt: skip
+    )
 
 
 @rule("RD209")
@@ -236,10 +269,13 @@ def unknown_mechanism(case: Case) -> Iterator[Finding]:
     full statistics. Where that does not apply no mechanism is claimed.
     """
     return _mechanism_finding(
-        "RD209", case, Mechanism.UNKNOWN, {"largest pre-activation": "pre_max", "margin (std)": "margin"},
+        "RD209",
+        case,
+        Mechanism.UNKNOWN,
+        {"largest pre-activation": "pre_max", "margin (std)": "margin"},
         "Compare with an earlier checkpoint to see when they fell silent; a lower learning rate is the usual remedy.",
         "the bias does not reach these pre-activations unscaled, or too little was measured to separate it",
-    )  # fmt: skip
+    )
 
 
 @rule("RD210")
@@ -254,10 +290,14 @@ def saturated(case: Case) -> Iterator[Finding]:
         hit = rows[rows["status"] == Status.SATURATED.value]
         if len(hit):
             yield Finding(
-                "RD210", f"{share_of(hit, rows)} stuck at the upper edge {site.high:g}", site.name, indices(hit),
-                Mechanism.SATURATED.value, f"medians: smallest pre-activation {typical(hit['pre_min'])}, bias {typical(hit['bias'])}",
+                "RD210",
+                f"{share_of(hit, rows)} stuck at the upper edge {site.high:g}",
+                site.name,
+                indices(hit),
+                Mechanism.SATURATED.value,
+                f"medians: smallest pre-activation {typical(hit['pre_min'])}, bias {typical(hit['bias'])}",
                 "Normalise before the rectifier or lower the learning rate; nn.ReLU has no upper edge.",
-            )  # fmt: skip
+            )
 
 
 @rule("RD301")
@@ -273,9 +313,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
     """
     if case.history is None:
         return
-    silent = {
-        site.site_id: rows["status"].isin(_SILENT).to_numpy() for site, rows in case.sites() if site.can_die
-    }
+    silent = {site.site_id: rows["status"].isin(_SILENT).to_numpy() for site, rows in case.sites() if site.can_die}
     total = int(sum(flags.sum() for flags in silent.values()))
     if not total:
         return
@@ -290,7 +328,9 @@ def learning_rate(case: Case) -> Iterator[Finding]:
     if case.history.earlier and np.isfinite(found.live_between):
         steps = f" in {case.history.steps_between:,} updates" if case.history.steps_between else ""
         own = f", silent ones {found.silent_between:.2g}" if np.isfinite(found.silent_between) else ""
-        parts.append(f"since {case.history.earlier} live units moved by {found.live_between:.2g} of their weights{steps}{own}")
+        parts.append(
+            f"since {case.history.earlier} live units moved by {found.live_between:.2g} of their weights{steps}{own}"
+        )
         parts.append(
             f"{count(found.newly_silent, 'unit')} fired in {case.history.earlier} and not here, "
             f"{found.born_silent:,} were silent in both"
@@ -309,7 +349,10 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         verdict = "neither consistent nor inconsistent with a too high learning rate"
         advice = "The updates are of middling size; scan an earlier checkpoint of the run beside this one."
     yield Finding(
-        "RD301", f"{count(total, 'silent unit')}: {verdict}", evidence="; ".join(parts) + f" (over {high:g} is high)", advice=advice
+        "RD301",
+        f"{count(total, 'silent unit')}: {verdict}",
+        evidence="; ".join(parts) + f" (over {high:g} is high)",
+        advice=advice,
     )
 
 
@@ -330,21 +373,28 @@ def unproven(case: Case) -> Iterator[Finding]:
         return
     if coverage.random_inputs:
         yield Finding(
-            "RD401", f"{count(len(open_units), 'silent unit')} unproven: random inputs are no evidence about real ones",
-            evidence=f"silent on {coverage.num_inputs:,} standard-normal inputs", advice="Scan with real data: --data.",
-        )  # fmt: skip
+            "RD401",
+            f"{count(len(open_units), 'silent unit')} unproven: random inputs are no evidence about real ones",
+            evidence=f"silent on {coverage.num_inputs:,} standard-normal inputs",
+            advice="Scan with real data: --data.",
+        )
         return
-    whole = f"all {coverage.num_inputs:,} of {coverage.num_inputs:,}" if coverage.read_to_end else f"{coverage.num_inputs:,}"
+    whole = (
+        f"all {coverage.num_inputs:,} of {coverage.num_inputs:,}"
+        if coverage.read_to_end
+        else f"{coverage.num_inputs:,}"
+    )
     fact = ", a fact about this set" if coverage.read_to_end else ""
     advice = f"Scan at least {case.judgement.needed:,} distinct inputs."
     if coverage.read_to_end:
         advice += " If these inputs are all there will ever be, say so: exhaustive=True or --exhaustive."
     yield Finding(
-        "RD401", f"{count(len(open_units), 'unit')} silent but not proved dead: too few inputs",
+        "RD401",
+        f"{count(len(open_units), 'unit')} silent but not proved dead: too few inputs",
         evidence=f"silent on {whole} inputs{fact}; they may still fire on up to "
         f"{rate_text(float(open_units['firing_rate_upper'].max()))} of inputs to come",
         advice=advice,
-    )  # fmt: skip
+    )
 
 
 @rule("RD402")
@@ -360,11 +410,12 @@ def not_settled(case: Case) -> Iterator[Finding]:
     late = fired[fired["first_fired"] >= (1 - case.config.settle_fraction) * coverage.num_inputs]
     if len(late) > max(1, case.config.settle_share * len(fired)):
         yield Finding(
-            "RD402", f"the sample had not settled: {count(len(late), 'unit')} fired first in its last tenth",
+            "RD402",
+            f"the sample had not settled: {count(len(late), 'unit')} fired first in its last tenth",
             evidence=f"{len(late):,} of {len(fired):,} units that fired, after input "
             f"{int((1 - case.config.settle_fraction) * coverage.num_inputs):,}",
             advice="Scan more inputs: units that look silent now may still fire.",
-        )  # fmt: skip
+        )
 
 
 @rule("RD403")
@@ -382,10 +433,12 @@ def unobserved(case: Case) -> Iterator[Finding]:
     unseen += [f"{name} (never called)" for name in case.table.coverage.unused]
     if unseen:
         yield Finding(
-            "RD403", f"{count(len(unseen), 'site')} not observed", evidence=", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else ""),
+            "RD403",
+            f"{count(len(unseen), 'site')} not observed",
+            evidence=", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else ""),
             advice="Nothing is known of these. Give inputs or a forward= that reaches them, or name the unit axis in "
-            "the profile: [sites.\"NAME\"] unit_axis = 1.",
-        )  # fmt: skip
+            'the profile: [sites."NAME"] unit_axis = 1.',
+        )
 
 
 @rule("RD404")
@@ -395,10 +448,11 @@ def repeated_inputs(case: Case) -> Iterator[Finding]:
     repeated = coverage.num_inputs - coverage.distinct_inputs
     if repeated > 0:
         yield Finding(
-            "RD404", f"{count(repeated, 'input')} repeated an earlier one and count for nothing in the bounds",
+            "RD404",
+            f"{count(repeated, 'input')} repeated an earlier one and count for nothing in the bounds",
             evidence=f"{coverage.distinct_inputs:,} distinct of {coverage.num_inputs:,}",
             advice="Scan distinct inputs; passing over a set twice proves nothing more.",
-        )  # fmt: skip
+        )
 
 
 @rule("RD501")
@@ -409,24 +463,33 @@ def rare(case: Case) -> Iterator[Finding]:
         if len(hit) and len(hit) > 0.1 * len(rows):
             limit = case.config.for_site(site.name).rare_firing_rate
             yield Finding(
-                "RD501", f"{share_of(hit, rows)} fire on fewer than {rate_text(limit)} of inputs", site.name, indices(hit),
+                "RD501",
+                f"{share_of(hit, rows)} fire on fewer than {rate_text(limit)} of inputs",
+                site.name,
+                indices(hit),
                 evidence=f"median firing rate {rate_text(float(hit['firing_rate'].median()))}",
                 advice="Rare is not dead. Watch whether their number grows from checkpoint to checkpoint.",
-            )  # fmt: skip
+            )
 
 
 @rule("RD502")
 def dormant(case: Case) -> Iterator[Finding]:
-    """Units whose mean output is at most tau of their site's average (Sokar et al. 2023). They fire: they are not dead."""
+    """Units whose mean output is at most tau of their site's average (Sokar et al. 2023).
+
+    They fire: they are not dead.
+    """
     for site, rows in case.sites():
         hit = rows[rows["status"] == Status.DORMANT.value]
         if len(hit):
             tau = case.config.for_site(site.name).dormancy_tau
             yield Finding(
-                "RD502", f"{share_of(hit, rows)} are {tau:g}-dormant", site.name, indices(hit),
+                "RD502",
+                f"{share_of(hit, rows)} are {tau:g}-dormant",
+                site.name,
+                indices(hit),
                 evidence=f"median score {typical(hit['dormancy'])}, where the site's average is 1",
                 advice="Dormant units carry little; in reinforcement learning recycling them (ReDo) helps.",
-            )  # fmt: skip
+            )
 
 
 @rule("RD601")
@@ -444,8 +507,12 @@ def silent_in_eval_only(case: Case) -> Iterator[Finding]:
         hit = rows[rows["status"].isin(_SILENT) & (rows["train_inputs_fired"] > 0)]
         if len(hit):
             yield Finding(
-                "RD601", f"{share_of(hit, rows)} silent in eval mode fire in train mode", site.name, indices(hit),
-                evidence=f"median largest pre-activation {typical(hit['pre_max'])} in eval, {typical(hit['train_pre_max'])} in train",
-                advice="Stale running statistics: run some hundred batches in train mode without an optimizer step, then "
-                "save again. These units are not dead.",
-            )  # fmt: skip
+                "RD601",
+                f"{share_of(hit, rows)} silent in eval mode fire in train mode",
+                site.name,
+                indices(hit),
+                evidence=f"median largest pre-activation {typical(hit['pre_max'])} in eval, "
+                f"{typical(hit['train_pre_max'])} in train",
+                advice="Stale running statistics: run some hundred batches in train mode without an optimizer step, "
+                "then save again. These units are not dead.",
+            )

@@ -63,8 +63,8 @@ def from_dict(data: Mapping[str, Any]) -> Diagnosis:
         return _assemble(data, units)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DiagnosisFormatError(
-            f"expected a saved diagnosis of schema {SCHEMA_VERSION}, found a damaged one ({type(error).__name__}: {error}); "
-            "scan again."
+            f"expected a saved diagnosis of schema {SCHEMA_VERSION}, found a damaged one "
+            f"({type(error).__name__}: {error}); scan again."
         ) from error
 
 
@@ -115,13 +115,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True) if partial.parent.is_dir() else None
-        raise OutputError(f"cannot write {path}: {error.strerror or error}. Give a path in a folder that can be written to.") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}. Give a path in a folder that can be written to."
+        ) from error
 
 
 def _check_version(data: Mapping[str, Any]) -> None:
     version = data.get("schema_version")
     if not isinstance(version, int):
-        raise DiagnosisFormatError("expected a saved diagnosis with a schema_version, found none; is this file one of ours?")
+        raise DiagnosisFormatError(
+            "expected a saved diagnosis with a schema_version, found none; is this file one of ours?"
+        )
     if version > SCHEMA_VERSION:
         raise DiagnosisFormatError(
             f"expected schema version {SCHEMA_VERSION} or older, found {version}: update relu-doctor to read this file."
@@ -139,29 +143,43 @@ def _assemble(data: Mapping[str, Any], units: pd.DataFrame) -> Diagnosis:
     coverage = dict(data["coverage"])
     for key in ("unused", "notes"):
         coverage[key] = tuple(coverage[key])
-    evidence = units[[name for name in ("site", "site_id", "rectifier", *EVIDENCE, *TRAIN_COLUMNS) if name in units]].copy()
+    evidence = units[
+        [name for name in ("site", "site_id", "rectifier", *EVIDENCE, *TRAIN_COLUMNS) if name in units]
+    ].copy()
     for name in ("first_fired", "last_fired"):
         evidence[name] = evidence[name].fillna(-1).astype("int64")
     findings = tuple(Finding(**{**item, "unit_indices": tuple(item["unit_indices"])}) for item in data["findings"])
     return Diagnosis(
-        table=UnitTable(records, evidence, Coverage(**coverage)), units=units, findings=findings,
-        config=load_config(data["config"]), blamed={site["site_id"]: site.get("blamed") for site in data["sites"]},
-        needed=int(data["needed"]), history=_history(data.get("history")), metadata=data["metadata"],
-    )  # fmt: skip
+        table=UnitTable(records, evidence, Coverage(**coverage)),
+        units=units,
+        findings=findings,
+        config=load_config(data["config"]),
+        blamed={site["site_id"]: site.get("blamed") for site in data["sites"]},
+        needed=int(data["needed"]),
+        history=_history(data.get("history")),
+        metadata=data["metadata"],
+    )
 
 
 def _history(data: Mapping[str, Any] | None) -> LearningRateEvidence | None:
     if data is None:
         return None
     arrays = {
-        name: {key: np.array([math.nan if v is None else v for v in values], dtype=float) for key, values in data[name].items()}
+        name: {
+            key: np.array([math.nan if v is None else v for v in values], dtype=float)
+            for key, values in data[name].items()
+        }
         for name in ("last_update", "between")
     }
     newly = {key: np.array(values, dtype=bool) for key, values in data["newly_silent"].items()}
     return LearningRateEvidence(
-        learning_rates=tuple(data["learning_rates"]), optimizer=data["optimizer"], earlier=data["earlier"],
-        steps_between=data["steps_between"], newly_silent=newly, **arrays,
-    )  # fmt: skip
+        learning_rates=tuple(data["learning_rates"]),
+        optimizer=data["optimizer"],
+        earlier=data["earlier"],
+        steps_between=data["steps_between"],
+        newly_silent=newly,
+        **arrays,
+    )
 
 
 def _column(name: str, values: Any) -> Any:

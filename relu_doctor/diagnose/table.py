@@ -135,11 +135,19 @@ def tabulate(
         low, high = site.rectifier.low, site.rectifier.high
         records.append(
             SiteRecord(
-                name=site.name, site_id=site.site_id, rectifier=site.rectifier.name, producer=site.producer,
-                low=None if np.isinf(low) else low, high=None if np.isinf(high) else high, num_units=site.num_units,
-                feeds=site.feeds, norm=parameters.norm, decomposable=parameters.decomposable,
-                unweighted_summand=site.unweighted_summand, note=site.note,
-            )  # fmt: skip
+                name=site.name,
+                site_id=site.site_id,
+                rectifier=site.rectifier.name,
+                producer=site.producer,
+                low=None if np.isinf(low) else low,
+                high=None if np.isinf(high) else high,
+                num_units=site.num_units,
+                feeds=site.feeds,
+                norm=parameters.norm,
+                decomposable=parameters.decomposable,
+                unweighted_summand=site.unweighted_summand,
+                note=site.note,
+            )
         )
         if not site.num_units:
             continue

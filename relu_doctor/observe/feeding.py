@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -43,9 +44,9 @@ class ArrayBatches(Sequence[Tensor]):
         )
 
     def __len__(self) -> int:
-        return -(-self.num_inputs // self.batch_size)
+        return math.ceil(self.num_inputs / self.batch_size)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]
         start = index * self.batch_size
         if not 0 <= start < self.num_inputs:
             raise IndexError(index)
@@ -129,7 +130,8 @@ class Feeder:
             taken = ", ".join(sorted(self.accepted or ())) or "none"
             raise DataError(
                 f"expected a mapping with keys that the model's forward takes ({taken}), found "
-                f"{', '.join(map(str, batch)) or 'an empty one'}; rename the keys or give forward=lambda model, batch: …."
+                f"{', '.join(map(str, batch)) or 'an empty one'}; rename the keys, or give "
+                "forward=lambda model, batch: …."
             )
         mask = kwargs.get("attention_mask")
         mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point() else None
@@ -191,7 +193,11 @@ def moved(batch: Any, device: torch.device | None) -> Any:
         placed = tensor if device is None else tensor.to(device)
         return placed.clone() if placed.is_inference() else placed
 
-    if not isinstance(batch, Tensor | tuple | list | Mapping) and device is not None and callable(getattr(batch, "to", None)):
+    if (
+        not isinstance(batch, Tensor | tuple | list | Mapping)
+        and device is not None
+        and callable(getattr(batch, "to", None))
+    ):
         return batch.to(device)
     return map_tensors(batch, move)
 

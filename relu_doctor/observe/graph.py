@@ -22,14 +22,33 @@ _MATRIX_PRODUCTS = {"AddmmBackward0": (1, 2), "MmBackward0": (0, 1), "BmmBackwar
 _MATRIX_VECTOR = {"MvBackward0": (0, 1), "AddmvBackward0": (1, 2)}
 _CONVOLUTIONS = {"ConvolutionBackward0", "ConvolutionOverrideableBackward0", "MkldnnConvolutionBackward0"}
 _LINEAR = {"LinearBackward0", "MkldnnLinearBackward0"}
-_CHANNEL_NORMS = {"NativeBatchNormBackward0", "CudnnBatchNormBackward0", "MiopenBatchNormBackward0", "BatchNormBackward0"}
+_CHANNEL_NORMS = {
+    "NativeBatchNormBackward0",
+    "CudnnBatchNormBackward0",
+    "MiopenBatchNormBackward0",
+    "BatchNormBackward0",
+}
 _GROUP_NORMS = {"NativeGroupNormBackward0"}
 _LAYER_NORMS = {"NativeLayerNormBackward0", "FusedRmsNormBackward0"}
 _VIEWS = {
-    "ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0", "ExpandBackward0", "UnsqueezeBackward0",
-    "SqueezeBackward0", "SqueezeBackward1", "TBackward0", "TransposeBackward0", "PermuteBackward0", "AliasBackward0",
-    "CloneBackward0", "ToCopyBackward0", "SelectBackward0", "SliceBackward0", "UnbindBackward0", "MovedimBackward0",
-}  # fmt: skip
+    "ViewBackward0",
+    "UnsafeViewBackward0",
+    "ReshapeAliasBackward0",
+    "ExpandBackward0",
+    "UnsqueezeBackward0",
+    "SqueezeBackward0",
+    "SqueezeBackward1",
+    "TBackward0",
+    "TransposeBackward0",
+    "PermuteBackward0",
+    "AliasBackward0",
+    "CloneBackward0",
+    "ToCopyBackward0",
+    "SelectBackward0",
+    "SliceBackward0",
+    "UnbindBackward0",
+    "MovedimBackward0",
+}
 _ELEMENTWISE_WITH_PARAMETER = {"AddBackward0", "MulBackward0", "SubBackward0", "DivBackward0"}
 _WALK_LIMIT = 200_000  # nodes; a graph this large behind one rectifier is a loop over time
 
@@ -49,8 +68,10 @@ def graph_without_tensors() -> Iterator[None]:
     def unpack(saved: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
         shape, dtype, device = saved
         if not dtype.is_floating_point:
-            return torch.ones(shape, dtype=dtype, device=device) if dtype == torch.bool else torch.zeros(
-                shape, dtype=dtype, device=device
+            return (
+                torch.ones(shape, dtype=dtype, device=device)
+                if dtype == torch.bool
+                else torch.zeros(shape, dtype=dtype, device=device)
             )
         generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
         return torch.empty(shape, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=generator)
@@ -108,7 +129,7 @@ class Provenance:
 
 def edge_shape(edge: Edge) -> torch.Size:
     """Shape of the tensor that an edge of the graph stands for."""
-    return torch.Size(edge[0]._input_metadata[edge[1]].shape)  # type: ignore[attr-defined]
+    return torch.Size(edge[0]._input_metadata[edge[1]].shape)
 
 
 def all_sources(sources: list[Source]) -> Iterator[Source]:
@@ -209,14 +230,21 @@ class GraphReader:
         if name in _CONVOLUTIONS:
             transposed = bool(getattr(node, "_saved_transposed", False))
             return Source(
-                "weight", edge, (1,), self._leaves(children[1]), self._leaves(children[2]),
-                weight_axis=None if transposed else 0, inputs=_present(children[0]),
+                "weight",
+                edge,
+                (1,),
+                self._leaves(children[1]),
+                self._leaves(children[2]),
+                weight_axis=None if transposed else 0,
+                inputs=_present(children[0]),
                 transposed_groups=int(getattr(node, "_saved_groups", 1)) if transposed else 0,
-            )  # fmt: skip
+            )
         if name in _LINEAR:
             last = len(edge_shape(edge)) - 1
             bias = children[2] if len(children) > 2 else None
-            return Source("weight", edge, (last,), self._leaves(children[1]), self._leaves(bias), inputs=_present(children[0]))
+            return Source(
+                "weight", edge, (last,), self._leaves(children[1]), self._leaves(bias), inputs=_present(children[0])
+            )
         if name in _MATRIX_PRODUCTS:
             return self._matrix_product(edge, children, *_MATRIX_PRODUCTS[name])
         if name in _MATRIX_VECTOR and self._is_parameter(children[_MATRIX_VECTOR[name][0]]):
@@ -228,13 +256,17 @@ class GraphReader:
             return Source("weight", edge, (last,), self._leaves(children[0]), weight_axis=1)
         if name in _CHANNEL_NORMS or name in _GROUP_NORMS:
             kind = "batch_norm" if name in _CHANNEL_NORMS else "norm"
-            return Source(kind, edge, (1,), self._leaves(children[1]), self._leaves(children[2]), inputs=_present(children[0]))
+            return Source(
+                kind, edge, (1,), self._leaves(children[1]), self._leaves(children[2]), inputs=_present(children[0])
+            )
         if name in _LAYER_NORMS:
             dims = len(edge_shape(edge))
             normalized = len(getattr(node, "_saved_normalized_shape", (0,)))
             bias = children[2] if len(children) > 2 else None
             axes = tuple(range(dims - normalized, dims))
-            return Source("norm", edge, axes, self._leaves(children[1]), self._leaves(bias), inputs=_present(children[0]))
+            return Source(
+                "norm", edge, axes, self._leaves(children[1]), self._leaves(bias), inputs=_present(children[0])
+            )
         if name in _ELEMENTWISE_WITH_PARAMETER:
             return self._elementwise(edge, children)
         return None
@@ -269,7 +301,9 @@ class GraphReader:
                 continue
             own = edge_shape(child) if child is not None else torch.Size()
             axes = tuple(
-                len(shape) - len(own) + axis for axis, size in enumerate(own) if size > 1 or size == shape[axis - len(own)] > 1
+                len(shape) - len(own) + axis
+                for axis, size in enumerate(own)
+                if size > 1 or size == shape[axis - len(own)] > 1
             )
             if len(axes) != 1 or own.numel() != parameter.numel():
                 continue
@@ -403,12 +437,14 @@ class _Interrogation:
     """Questions to the stretch of graph between a pre-activation and one source."""
 
     def __init__(self, edge: Edge, source: Source) -> None:
-        metadata = edge[0]._input_metadata[edge[1]]  # type: ignore[attr-defined]
+        metadata = edge[0]._input_metadata[edge[1]]
         self.shape, self.dtype, self.device = torch.Size(metadata.shape), metadata.dtype, metadata.device
         self.edge, self.source = GradientEdge(*edge), source
         self.target = GradientEdge(*source.edge)
         generator = torch.Generator(self.device).manual_seed(1)
-        self.noise = torch.empty(self.shape, dtype=self.dtype, device=self.device).uniform_(0.5, 1.5, generator=generator)
+        self.noise = torch.empty(self.shape, dtype=self.dtype, device=self.device).uniform_(
+            0.5, 1.5, generator=generator
+        )
         self.row_count = 1
         for axis in source.row_axes:
             self.row_count *= source.shape[axis]
@@ -494,5 +530,3 @@ class _Interrogation:
         found = self.base.double().sum(1)
         tolerance = 0.02 if self.dtype in {torch.float16, torch.bfloat16} else 1e-3
         return bool(((found - expected).abs() <= tolerance * expected.abs().clamp_min(1e-12)).all())
-
-

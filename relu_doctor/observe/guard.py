@@ -61,21 +61,23 @@ def _version(buffer: Tensor | None) -> int:
 def _random_states() -> Iterator[None]:
     cpu = torch.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    numpy_state, python_state = np.random.get_state(), random.getstate()
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 the user's global state
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
         for index, state in enumerate(devices):
             torch.cuda.set_rng_state(state, index)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
 
 
 @contextmanager
 def gradients_required(model: nn.Module) -> Iterator[None]:
     """Let every floating parameter require gradients for the length of a discovery pass."""
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.dtype.is_floating_point and not p.is_inference()]
+    frozen = [
+        p for p in model.parameters() if not p.requires_grad and p.dtype.is_floating_point and not p.is_inference()
+    ]
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)

@@ -56,10 +56,13 @@ def read_parameters(model: nn.Module, site: ActivationSite) -> UnitParameters:
                 beta = _plus(beta, added)
     scaled = all(term.unit_slope for term in site.terms if term.direct and term.additive)
     return UnitParameters(
-        bias=bias, weight_l2=squares.sqrt(), gamma=gamma.sqrt(), beta=beta,
+        bias=bias,
+        weight_l2=squares.sqrt(),
+        gamma=gamma.sqrt(),
+        beta=beta,
         norm=norms.pop() if len(norms) == 1 else "norm" if norms else "",
         decomposable=bool(site.terms) and site.complete and scaled,
-    )  # fmt: skip
+    )
 
 
 def weight_norms(site: ActivationSite, tensors: Mapping[str, Tensor]) -> Tensor:

@@ -101,7 +101,12 @@ class _Depth:
     real: bool  # the graph keeps real values
 
 
-_DEPTHS = (_Depth(True, True, False), _Depth(True, False, False), _Depth(True, False, True), _Depth(False, False, False))
+_DEPTHS = (
+    _Depth(True, True, False),
+    _Depth(True, False, False),
+    _Depth(True, False, True),
+    _Depth(False, False, False),
+)
 
 
 class Probe:
@@ -119,9 +124,13 @@ class Probe:
     """
 
     def __init__(
-        self, model: nn.Module, *, statistics: Statistics = Statistics.FULL,
-        rectifiers: Any = (), unit_axis: Callable[[str], int | None] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        *,
+        statistics: Statistics = Statistics.FULL,
+        rectifiers: Any = (),
+        unit_axis: Callable[[str], int | None] | None = None,
+    ) -> None:
         self.model = model
         self.statistics = statistics
         self.stats: dict[str, dict[str, UnitStats]] = {}
@@ -251,7 +260,7 @@ class Probe:
                         stack.enter_context(graph_without_tensors())
                     stack.enter_context(mode.module_paths())
                     self._watch(run, mode)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 the model's own code may raise anything
                 first_error = first_error or error
                 self._note_depth(depth, error)
                 if depth is _DEPTHS[0] and not isinstance(error, _GradientInForwardError):
@@ -265,7 +274,9 @@ class Probe:
 
     def _note_depth(self, depth: _Depth, error: Exception) -> None:
         if depth is _DEPTHS[-2]:
-            self.note(f"no autograd graph could be had ({type(error).__name__}): sites are named by module and call order")
+            self.note(
+                f"no autograd graph could be had ({type(error).__name__}): sites are named by module and call order"
+            )
 
     def _commit(self, mode: _Mode, reading: Reading, phase: str) -> None:
         kept = self.stats[phase]
@@ -441,10 +452,17 @@ class _Discovering(_Mode):
             feeds = tuple(dict.fromkeys(found for call in feeding if (found := self.calls[call][1]) is not None))
             occurrence = self.anonymous.get(base_name, 0)
             site = build_site(
-                base_name=base_name, kind=name, rectifier=rectifier, edge=edge, shape=pre.shape,
-                provenance=provenance, feeds=feeds, order=self.probe.num_sites, occurrence=occurrence,
+                base_name=base_name,
+                kind=name,
+                rectifier=rectifier,
+                edge=edge,
+                shape=pre.shape,
+                provenance=provenance,
+                feeds=feeds,
+                order=self.probe.num_sites,
+                occurrence=occurrence,
                 unit_axis=self.probe.unit_axis(base_name),
-            )  # fmt: skip
+            )
             if not site.producers:
                 self.anonymous[base_name] = occurrence + 1
             site = None if name in GENERIC and not site.num_units else self.probe.know(site)

@@ -63,11 +63,15 @@ def plan(batches: Iterable[Any], limit: int | None) -> Source:
     if isinstance(batches, ArrayBatches):
         return Source(batches.spread(limit), "spread", available, limit)
     if isinstance(batches, DataLoader) and _can_subset(batches):
-        picked = torch.linspace(0, len(batches.dataset) - 1, limit, dtype=torch.float64).round().long().tolist()  # type: ignore[arg-type]
+        last = len(batches.dataset) - 1  # type: ignore[arg-type]  # _can_subset knows that it has a length
+        picked = torch.linspace(0, last, limit, dtype=torch.float64).round().long().tolist()
         loader: DataLoader[Any] = DataLoader(
-            Subset(batches.dataset, picked), batch_size=batches.batch_size, collate_fn=batches.collate_fn,
-            num_workers=batches.num_workers, pin_memory=batches.pin_memory,
-        )  # fmt: skip
+            Subset(batches.dataset, picked),
+            batch_size=batches.batch_size,
+            collate_fn=batches.collate_fn,
+            num_workers=batches.num_workers,
+            pin_memory=batches.pin_memory,
+        )
         return Source(loader, "spread", available, limit)
     if isinstance(batches, Sequence) and len(batches):
         return Source(_spread_sequence(batches, limit), "spread", available, limit)

@@ -80,7 +80,7 @@ def _hardtanh(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Re
 
 def _clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
     low, high = _argument(args, kwargs, 1, "min", None), _argument(args, kwargs, 2, "max", None)
-    if not isinstance(low, int | float) or low != 0 or not isinstance(high, int | float | None):
+    if not isinstance(low, int | float) or low != 0 or not (high is None or isinstance(high, int | float)):
         return None
     return Rectifier(name, 0.0, math.inf if high is None else float(high))
 
@@ -108,13 +108,30 @@ def _functions() -> dict[Function, tuple[str, Reader]]:
 
 _KNOWN: dict[Function, tuple[str, Reader]] = _functions()
 MODULES: tuple[type[nn.Module], ...] = (
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.Hardswish, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU,
-    nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus,
-)  # fmt: skip
-GENERIC = frozenset({"clamp", "clip", "clamp_min", "threshold", "hardtanh"})  # also used for other ends: need a producer
+    nn.ReLU,
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.Threshold,
+    nn.Hardswish,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
+)
+GENERIC = frozenset(
+    {"clamp", "clip", "clamp_min", "threshold", "hardtanh"}
+)  # also used for other ends: need a producer
 
 
-def recognise(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str, Rectifier, Tensor] | None:
+def recognise(
+    function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[str, Rectifier, Tensor] | None:
     """Whether a torch call applies a rectifier.
 
     Returns:
@@ -138,7 +155,7 @@ def custom_rectifiers(given: Custom) -> dict[type[nn.Module], tuple[float, float
     """The user's own rectifier classes, to their firing interval, or ``None`` where it is still to be probed."""
     if isinstance(given, Mapping):
         return {cls: (float(low), float(high)) for cls, (low, high) in given.items()}
-    classes = list(given)
+    classes: list[Any] = list(given)
     for cls in classes:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise UnsupportedModelError(

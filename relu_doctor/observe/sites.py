@@ -95,16 +95,24 @@ def qualified_names(model: nn.Module) -> dict[int, str]:
 def strip_wrappers(name: str) -> str:
     """A qualified name without the prefixes that DataParallel, compile, FSDP and checkpoint wrappers put in."""
     for wrapper in _WRAPPERS:
-        if name.startswith(wrapper):
-            name = name[len(wrapper) :]
+        name = name.removeprefix(wrapper)
         name = name.replace("." + wrapper, ".")
     return name
 
 
 def build_site(
-    *, base_name: str, kind: str, rectifier: Rectifier, edge: Edge | None, shape: torch.Size,
-    provenance: Provenance, feeds: tuple[str, ...], order: int, occurrence: int, unit_axis: int | None = None,
-) -> ActivationSite:  # fmt: skip
+    *,
+    base_name: str,
+    kind: str,
+    rectifier: Rectifier,
+    edge: Edge | None,
+    shape: torch.Size,
+    provenance: Provenance,
+    feeds: tuple[str, ...],
+    order: int,
+    occurrence: int,
+    unit_axis: int | None = None,
+) -> ActivationSite:
     """Put a site together from what discovery learned of one call.
 
     Args:
@@ -145,11 +153,22 @@ def build_site(
         identity += [base_name, str(occurrence)]
     site_id = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
     return ActivationSite(
-        site_id=site_id, base_name=base_name, name=base_name, rectifier=rectifier, producers=producers,
-        producer=_owners(provenance.sources), num_units=num_units, unit_axes=axes, grouping=grouping, terms=terms,
+        site_id=site_id,
+        base_name=base_name,
+        name=base_name,
+        rectifier=rectifier,
+        producers=producers,
+        producer=_owners(provenance.sources),
+        num_units=num_units,
+        unit_axes=axes,
+        grouping=grouping,
+        terms=terms,
         complete=len([term for term in terms if term.nearest]) == len(provenance.sources),
-        unweighted_summand=bool(provenance.summands) or provenance.raw_summand, feeds=feeds, order=order, note=note,
-    )  # fmt: skip
+        unweighted_summand=bool(provenance.summands) or provenance.raw_summand,
+        feeds=feeds,
+        order=order,
+        note=note,
+    )
 
 
 def name_sites(sites: Mapping[str, ActivationSite], parameter_order: Mapping[str, int]) -> list[ActivationSite]:
@@ -238,9 +257,16 @@ def _terms_behind(source: Source, rows: Tensor, *, direct: bool) -> list[Term]:
 
 def _term(source: Source, rows: Tensor, *, nearest: bool, direct: bool, unit_slope: bool) -> Term:
     return Term(
-        source.kind, source.weight, source.additive, source.weight_axis, source.transposed_groups, rows.cpu(),
-        nearest, direct, unit_slope,
-    )  # fmt: skip
+        source.kind,
+        source.weight,
+        source.additive,
+        source.weight_axis,
+        source.transposed_groups,
+        rows.cpu(),
+        nearest,
+        direct,
+        unit_slope,
+    )
 
 
 def _combined(tables: list[Tensor]) -> Tensor:

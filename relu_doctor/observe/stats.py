@@ -91,7 +91,7 @@ class UnitStats:
 
 
 def _share(a: UnitStats, b: UnitStats) -> tuple[Tensor, Tensor]:
-    """b's share of the positions, and the difference of the means."""
+    """B's share of the positions, and the difference of the means."""
     return b.positions / (a.positions + b.positions).clamp_min(1), b.pre_mean - a.pre_mean
 
 

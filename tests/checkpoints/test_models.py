@@ -55,16 +55,20 @@ def folder(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+def width_of(model: nn.Module) -> int:
+    return len(model.state_dict()["fc.bias"])
+
+
 @pytest.mark.parametrize(
     "spec", ["net_for_test:Net", "net_for_test.py:Net", "./net_for_test.py:Net", "net_for_test:Zoo.tiny"]
 )
 def test_a_model_is_built_from_a_module_or_a_file(folder, spec):
-    assert build_model(spec, ["width=4"]).fc.out_features == 4
+    assert width_of(build_model(spec, ["width=4"])) == 4
 
 
 def test_an_absolute_path_and_a_finished_model_work(folder):
-    assert build_model(f"{folder / 'net_for_test.py'}:Net").fc.out_features == 3
-    assert build_model("net_for_test.py:ready").fc.out_features == 5
+    assert width_of(build_model(f"{folder / 'net_for_test.py'}:Net")) == 3
+    assert width_of(build_model("net_for_test.py:ready")) == 5
 
 
 def test_the_same_file_is_the_same_module_however_it_is_named(folder):
@@ -137,7 +141,8 @@ def test_a_file_that_cannot_be_imported_says_why_and_leaves_nothing(folder, code
     ("text", "value"),
     [
         ("3", 3), ("1e-3", 1e-3), ("true", True), ("False", False), ("None", None), ("[1, 2]", [1, 2]), ('"3"', "3"),
-        ("resnet18", "resnet18"), ("", ""), ("a=b", "a=b"), ("1\nb = 2", "1\nb = 2"), ("{ a = 1 }", {"a": 1}), ("3x3", "3x3"),
+        ("resnet18", "resnet18"), ("", ""), ("a=b", "a=b"), ("1\nb = 2", "1\nb = 2"), ("{ a = 1 }", {"a": 1}),
+        ("3x3", "3x3"),
     ],
 )  # fmt: skip
 def test_an_argument_is_a_toml_value_or_the_bare_string(text, value):
@@ -202,8 +207,9 @@ def test_other_dtypes_are_cast_and_noted():
     assert load_into(target, checkpoint(source.state_dict())) == (
         "8 tensors were saved as torch.float16 and loaded as torch.float32.",
     )
-    assert target.conv.weight.dtype == torch.float32
-    assert torch.equal(target.conv.weight, source.conv.weight.float())
+    weight = target.state_dict()["conv.weight"]
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, source.state_dict()["conv.weight"].float())
 
 
 def test_complex_values_for_real_ones_are_refused():
@@ -216,7 +222,7 @@ def test_complex_values_for_real_ones_are_refused():
 def test_a_wrapped_model_takes_plain_names(wrap):
     source, target = net(), wrap(net())
     load_into(target, checkpoint(source.state_dict()))
-    assert torch.equal(next(target.parameters()), source.conv.weight)
+    assert torch.equal(next(target.parameters()), source.state_dict()["conv.weight"])
 
 
 def test_a_prefix_of_the_file_alone_is_left_out_and_noted():

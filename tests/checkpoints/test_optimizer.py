@@ -118,7 +118,7 @@ def test_settings_are_kept_per_group():
     net = make_net()
     groups = [
         {"params": list(net[0].parameters()), "lr": 0.1},
-        {"params": [*net[2].parameters(), *net[3].parameters()], "lr": 0.2, "weight_decay": 0.5},
+        {"params": list(net[2:].parameters()), "lr": 0.2, "weight_decay": 0.5},
     ]
     optimizer = torch.optim.SGD(groups, momentum=0.9, nesterov=True)
     run(net, optimizer)
@@ -133,7 +133,8 @@ def test_names_saved_with_the_groups_win_over_any_order():
     net = make_net()
     decay = [(name, p) for name, p in net.named_parameters() if p.dim() > 1]
     rest = [(name, p) for name, p in net.named_parameters() if p.dim() == 1]
-    optimizer = torch.optim.Adam([{"params": decay}, {"params": rest, "lr": 0.5}])
+    groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "lr": 0.5}]
+    optimizer = torch.optim.Adam(groups)
     made = run(net, optimizer)
     state = read(net, optimizer)
     for name, update in made.items():
@@ -144,7 +145,7 @@ def test_names_saved_with_the_groups_win_over_any_order():
 
 def test_an_order_that_the_shapes_contradict_is_not_accepted():
     net = make_net()
-    optimizer = torch.optim.Adam(reversed(list(net.parameters())))
+    optimizer = torch.optim.Adam(list(net.parameters())[::-1])
     run(net, optimizer)
     assert read_optimizer(optimizer.state_dict(), shapes(net)) is None
     settings = read_settings(optimizer.state_dict())
@@ -162,7 +163,8 @@ def test_another_number_of_parameters_is_not_accepted():
 @pytest.mark.parametrize(
     "raw",
     [
-        None, {}, [], {"state": {}}, {"param_groups": []}, {"state": {}, "param_groups": []}, {"state": 1, "param_groups": [1]},
+        None, {}, [], {"state": {}}, {"param_groups": []}, {"state": {}, "param_groups": []},
+        {"state": 1, "param_groups": [1]},
         {"state": {}, "param_groups": [{}]}, {"state": {}, "param_groups": [{"params": [[]]}]},
         {"state": {}, "param_groups": [{"params": [0, 0]}]}, {"state": {}, "param_groups": [{"params": 3}]},
     ],

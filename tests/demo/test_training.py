@@ -25,7 +25,7 @@ def test_the_data_are_all_digits_as_images_between_zero_and_one():
     images = torch.cat(digits())
     assert images.shape == (1797, 1, 8, 8)
     assert images.dtype == torch.float32
-    assert (images.min(), images.max()) == (0, 1)
+    assert (images.min().item(), images.max().item()) == (0, 1)
 
 
 def test_no_story_trains_on_a_validation_image():
