@@ -52,8 +52,9 @@ class Config:
 
     Attributes:
         ignore_sites: glob patterns of site names to leave out of the diagnosis.
-        sites: per-site overrides as ``((pattern, ((key, value), …)), …)``, most easily written as tables and
-            read with :func:`load_config`. Keys are those of :class:`SiteConfig`. Where several patterns name a site, the longest wins, key by key.
+        sites: per-site overrides as ``((pattern, ((key, value), …)), …)``, most easily written as tables and read with
+            :func:`load_config`. Keys are those of :class:`SiteConfig`. Where several patterns name a site, the longest
+            wins, key by key.
 
     Raises:
         ConfigError: a value is of the wrong type, out of its range, or at odds with another.

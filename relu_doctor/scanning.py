@@ -27,7 +27,7 @@ from relu_doctor.errors import (
     UnsupportedModelError,
 )
 from relu_doctor.observe.census import Census, check_no_nan
-from relu_doctor.observe.feeding import Arguments, Feeder, describe, moved, num_inputs_of
+from relu_doctor.observe.feeding import Arguments, Feeder, describe, map_tensors, moved, num_inputs_of, tensors_in
 from relu_doctor.observe.guard import preserved, preserved_buffers
 from relu_doctor.observe.probe import Probe, Reading
 from relu_doctor.observe.reading import Source, open_batches, plan, take
@@ -206,6 +206,7 @@ class _Scanner:
         self.num_inputs = 0
         self.passed = ""
         self.masked = False
+        self.inputs_survive = False  # until a forward has shown that it does not write to its inputs
         self.read_to_end = False
         self.source = Source((), "all", None, None)
 
@@ -270,8 +271,13 @@ class _Scanner:
         forward = self.request.forward
 
         def run() -> object:
-            with preserved_buffers(self.model) if phase is Mode.TRAIN else nullcontext():
-                return self.model(*args, **kwargs) if forward is None else forward(self.model, *args)
+            given, named = (args, kwargs) if self.inputs_survive else map_tensors((args, kwargs), torch.clone)
+            versions = [tensor._version for tensor in tensors_in((given, named))]
+            try:
+                with preserved_buffers(self.model) if phase is Mode.TRAIN else nullcontext():
+                    return self.model(*given, **named) if forward is None else forward(self.model, *given)
+            finally:
+                self.inputs_survive = versions == [tensor._version for tensor in tensors_in((given, named))]
 
         try:
             self.probe.observe(run, reading, phase=phase.value)

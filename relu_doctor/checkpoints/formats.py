@@ -32,6 +32,7 @@ from relu_doctor.checkpoints.search import (
     find_step,
     holds_tensors,
 )
+from relu_doctor.checkpoints.specs import importable
 from relu_doctor.errors import CheckpointError, UnsafeCheckpointError
 from relu_doctor.text import clean_text, name_some
 
@@ -148,7 +149,7 @@ def _load_trusted(path: Path, kind: str) -> object:
     if kind == ZIP:
         check_zip(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), importable(""):  # the user's own classes lie in the current directory
             warnings.simplefilter("ignore")  # about the file's age, not about the user's data
             return torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:

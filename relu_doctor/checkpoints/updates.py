@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from relu_doctor.checkpoints.formats import Checkpoint
+from relu_doctor.checkpoints.optimizer import OptimizerState
 from relu_doctor.diagnose.origins import LearningRateEvidence
 from relu_doctor.diagnose.table import UnitTable
 from relu_doctor.observe.parameters import weight_norms
@@ -43,6 +45,7 @@ def learning_rate_evidence(
     if optimizer is not None and optimizer.mapped:
         updates = {name: update for name in weights if (update := optimizer.last_update(name)) is not None}
         last = _ratios(sites, updates, weights)
+    full = _full_steps(sites, optimizer, weights)
     between: dict[str, NDArray[np.float64]] = {}
     newly: dict[str, NDArray[np.bool_]] = {}
     steps: int | None = None
@@ -61,6 +64,7 @@ def learning_rate_evidence(
         learning_rates=() if optimizer is None else optimizer.learning_rates,
         optimizer="" if optimizer is None else _FAMILIES.get(optimizer.kind, ""),
         last_update=last,
+        full_step=full,
         between=between,
         earlier="" if earlier is None else earlier[0].path.name,
         steps_between=steps,
@@ -109,6 +113,19 @@ def _ratios(
         if not bool(ratio.isnan().all()):
             found[site.site_id] = ratio.numpy()
     return found
+
+
+def _full_steps(
+    sites: Iterable[ActivationSite], optimizer: OptimizerState | None, weights: Mapping[str, Tensor]
+) -> dict[str, NDArray[np.float64]]:
+    if optimizer is None or not optimizer.mapped or optimizer.kind != "adam-like":
+        return {}
+    steps = {
+        name: torch.tensor(group.lr).expand(tensor.shape)
+        for name, tensor in weights.items()
+        if (group := optimizer.group_of(name)) is not None and group.lr is not None
+    }
+    return _ratios(sites, steps, weights)
 
 
 def _newly_silent(before: UnitTable, now: UnitTable) -> dict[str, NDArray[np.bool_]]:

@@ -126,7 +126,7 @@ def _quiet_torch(seed: int) -> Iterator[None]:
     """Seeds torch, on one thread (these nets are too small for more), and puts everything back afterwards."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=()), torch.device("cpu"), torch.inference_mode(False), torch.enable_grad():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone: an accelerator's state is not ours to touch
         torch.set_num_threads(1)
         try:
             yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ class LearningRateEvidence:
         optimizer: its family, for reading (``Adam-like``, ``SGD``).
         last_update: per ``site_id``, size of each unit's last update over the norm of its weights, float64 (units,),
             NaN where unknown; as the optimizer's state implies it.
-        between: the same from an earlier checkpoint of the run to this one, summed over all steps between.
+        full_step: the same of an update by the learning rate in every weight, which is what Adam makes while
+            gradients agree from step to step, the first step always (Kingma and Ba 2015); empty for other optimizers.
+        between: the same from an earlier checkpoint of the run to this one, over all steps between.
         earlier: what the earlier checkpoint is called, empty where none was given.
         steps_between: updates between the two, where the files say.
         newly_silent: per ``site_id``, bool (units,): fired in the earlier checkpoint, silent in this one.
@@ -29,31 +32,61 @@ class LearningRateEvidence:
     learning_rates: tuple[float, ...] = ()
     optimizer: str = ""
     last_update: Ratios = field(default_factory=dict)
+    full_step: Ratios = field(default_factory=dict)
     between: Ratios = field(default_factory=dict)
     earlier: str = ""
     steps_between: int | None = None
     newly_silent: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
+class Fit(StrEnum):
+    """Whether a too high learning rate fits what the files record."""
+
+    CONSISTENT = "consistent with a too high learning rate"
+    NOT_CONSISTENT = "not consistent with a too high learning rate"
+    UNDECIDED = "the files do not show whether the learning rate was too high"
+
+
 @dataclass(frozen=True, slots=True)
 class UpdateComparison:
-    """Update-to-weight ratios of silent units beside those of their live neighbours.
+    """Update-to-weight ratios of silent units beside those of their live neighbours; medians, NaN where unknown.
 
     Attributes:
-        silent, live: medians of the last update over the weights, NaN where unknown.
-        silent_between, live_between: medians of the movement since the earlier checkpoint.
-        per_step: the largest of ``live`` and the live movement per update; the regime of the run.
-        newly_silent: units that fired in the earlier checkpoint and no longer do.
-        born_silent: silent units that were silent in the earlier checkpoint as well.
+        last_silent, last_live: the last update.
+        full_silent: an Adam update of full size, on the weights at which the silent units came to rest.
+        moved_silent, moved_live: since the earlier checkpoint; of silent units those that fell silent since.
+        newly_silent: how many fired in the earlier checkpoint and no longer do.
+        born_silent: how many were silent in both.
     """
 
-    silent: float
-    live: float
-    silent_between: float
-    live_between: float
-    per_step: float
+    last_silent: float
+    last_live: float
+    full_silent: float
+    moved_silent: float
+    moved_live: float
     newly_silent: int
     born_silent: int
+
+    def fit(self, steps: int | None, high: float, healthy: float) -> Fit:
+        """Hold the ratios against thresholds.
+
+        A dead unit no longer moves, and a run that has converged or collapsed hardly does, so that a small last update
+        says little of the past. Net movement over many steps is at least what they made together on average.
+
+        Args:
+            steps: updates since the earlier checkpoint.
+            high: over this, one update is large.
+            healthy: about this is usual.
+        """
+        average = [moved / steps for moved in (self.moved_silent, self.moved_live) if steps]
+        if any(ratio > high for ratio in (self.last_live, *average)) or self.full_silent > 10 * high:
+            return Fit.CONSISTENT
+        if self.born_silent and not self.newly_silent:
+            return Fit.NOT_CONSISTENT
+        seen = [ratio for ratio in (self.last_live, *average) if np.isfinite(ratio)]
+        if seen and max(seen) <= 3 * healthy and self.last_live > 1e-3 * healthy:
+            return Fit.NOT_CONSISTENT
+        return Fit.UNDECIDED
 
 
 def compare_updates(evidence: LearningRateEvidence, silent: Mapping[str, NDArray[np.bool_]]) -> UpdateComparison:
@@ -63,35 +96,22 @@ def compare_updates(evidence: LearningRateEvidence, silent: Mapping[str, NDArray
         evidence: from the files.
         silent: per ``site_id``, bool (units,).
     """
-    last_silent, last_live = _split(evidence.last_update, silent)
-    moved_silent, moved_live = _split(evidence.between, silent)
-    live, live_between = _median(last_live), _median(moved_live)
-    # Over many steps updates partly cancel: the movement per step is at least the net movement over the steps' number.
-    per_step = live_between / evidence.steps_between if evidence.steps_between else float("nan")
-    newly = sum(int((evidence.newly_silent[key] & silent[key]).sum()) for key in evidence.newly_silent if key in silent)
-    total = sum(int(silent[key].sum()) for key in evidence.newly_silent if key in silent)
-    regime = [value for value in (live, per_step) if np.isfinite(value)]
+    newly = {key: flags & silent[key] for key, flags in evidence.newly_silent.items() if key in silent}
+    live = {key: ~flags for key, flags in silent.items()}
+    num_newly = sum(int(flags.sum()) for flags in newly.values())
     return UpdateComparison(
-        silent=_median(last_silent),
-        live=live,
-        silent_between=_median(moved_silent),
-        live_between=live_between,
-        per_step=max(regime) if regime else float("nan"),
-        newly_silent=newly,
-        born_silent=total - newly,
+        last_silent=_median(evidence.last_update, silent),
+        last_live=_median(evidence.last_update, live),
+        full_silent=_median(evidence.full_step, silent),
+        moved_silent=_median(evidence.between, newly),
+        moved_live=_median(evidence.between, live),
+        newly_silent=num_newly,
+        born_silent=sum(int(silent[key].sum()) for key in newly) - num_newly,
     )
 
 
-def _split(ratios: Ratios, silent: Mapping[str, NDArray[np.bool_]]) -> tuple[list[float], list[float]]:
-    dead: list[float] = []
-    live: list[float] = []
-    for site_id, values in ratios.items():
-        if site_id in silent and len(values) == len(silent[site_id]):
-            dead += values[silent[site_id]].tolist()
-            live += values[~silent[site_id]].tolist()
-    return dead, live
-
-
-def _median(values: list[float]) -> float:
-    finite = [value for value in values if np.isfinite(value)]
-    return float(np.median(finite)) if finite else float("nan")
+def _median(ratios: Ratios, chosen: Mapping[str, NDArray[np.bool_]]) -> float:
+    values = [ratios[key][chosen[key]] for key in ratios if key in chosen and len(ratios[key]) == len(chosen[key])]
+    together = np.concatenate(values) if values else np.empty(0)
+    finite = together[np.isfinite(together)]
+    return float(np.median(finite)) if len(finite) else float("nan")

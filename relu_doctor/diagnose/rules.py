@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from relu_doctor.diagnose.findings import Case, Finding, count, indices, rule, share_of, typical
-from relu_doctor.diagnose.origins import compare_updates
+from relu_doctor.diagnose.origins import Fit, compare_updates
 from relu_doctor.diagnose.table import SiteRecord
 from relu_doctor.terms import Mechanism, Status
 
@@ -304,56 +304,50 @@ def saturated(case: Case) -> Iterator[Finding]:
 def learning_rate(case: Case) -> Iterator[Finding]:
     """Whether the learning rate fits the picture, from optimizer state or an earlier checkpoint.
 
-    The size of the last update over the size of the weights is about 1e-3 in healthy training (CS231n, a rule of
-    thumb); far over 1e-2 a single step can carry a unit across its whole margin. Live neighbours show the regime of the
-    run, since a dead unit no longer moves. "Consistent with" is no proof: a replay on the same batches with only the
-    rate changed is.
+    The size of an update over the size of the weights is about 1e-3 in healthy training (CS231n, a rule of thumb); far
+    over 1e-2 a single step can carry a unit across its whole margin. A dead unit no longer moves, so its live
+    neighbours show the regime of the run; how far it moved before it fell silent shows in an earlier checkpoint; and
+    while gradients agree, Adam moves every weight by the learning rate itself. "Consistent with" is said over 1e-2
+    (over 1e-1 for such full steps). It is no proof: a replay on the same batches with only the rate changed is.
 
     Helps: a tenth of the learning rate, warm-up, gradient clipping.
     """
-    if case.history is None:
-        return
+    history = case.history
     silent = {site.site_id: rows["status"].isin(_SILENT).to_numpy() for site, rows in case.sites() if site.can_die}
     total = int(sum(flags.sum() for flags in silent.values()))
-    if not total:
+    if history is None or not total:
         return
-    found = compare_updates(case.history, silent)
-    if not np.isfinite(found.per_step):
-        return
-    rates = ", ".join(f"{rate:g}" for rate in sorted(set(case.history.learning_rates))) or "not recorded"
-    parts = [f"learning rate {rates}" + (f" ({case.history.optimizer})" if case.history.optimizer else "")]
-    if np.isfinite(found.live):
-        own = f", of silent ones {found.silent:.2g}" if np.isfinite(found.silent) else ""
-        parts.append(f"last update over weights of live units {found.live:.2g}{own}")
-    if case.history.earlier and np.isfinite(found.live_between):
-        steps = f" in {case.history.steps_between:,} updates" if case.history.steps_between else ""
-        own = f", silent ones {found.silent_between:.2g}" if np.isfinite(found.silent_between) else ""
-        parts.append(
-            f"since {case.history.earlier} live units moved by {found.live_between:.2g} of their weights{steps}{own}"
-        )
-        parts.append(
-            f"{count(found.newly_silent, 'unit')} fired in {case.history.earlier} and not here, "
-            f"{found.born_silent:,} were silent in both"
-        )
-    high, healthy = case.config.update_ratio_high, case.config.update_ratio_healthy
-    if found.per_step > high:
-        verdict = "consistent with a too high learning rate"
-        advice = (
-            "Train again at a tenth of the rate, or with warm-up or gradient clipping, and compare; "
-            "this is evidence beside the deaths, not proof that the rate caused them."
-        )
-    elif found.per_step <= 3 * healthy:
-        verdict = "not consistent with a too high learning rate at this point of the run"
-        advice = "Look at the mechanism and at earlier checkpoints: the units may have died when updates were larger."
-    else:
-        verdict = "neither consistent nor inconsistent with a too high learning rate"
-        advice = "The updates are of middling size; scan an earlier checkpoint of the run beside this one."
+    found = compare_updates(history, silent)
+    fit = found.fit(history.steps_between, case.config.update_ratio_high, case.config.update_ratio_healthy)
+    rates = ", ".join(f"{rate:g}" for rate in sorted(set(history.learning_rates))) or "not recorded"
+    parts = [f"learning rate {rates}" + (f" ({history.optimizer})" if history.optimizer else "")]
+    parts += _ratio("last update over weights", live=found.last_live, silent=found.last_silent)
+    parts += _ratio("an update of full size over weights", live=np.nan, silent=found.full_silent)
+    if history.earlier:
+        steps = f" in {history.steps_between:,} updates" if history.steps_between else ""
+        parts += _ratio(f"moved since {history.earlier}{steps}", live=found.moved_live, silent=found.moved_silent)
+        parts.append(f"{found.newly_silent:,} fell silent since then, {found.born_silent:,} were silent before")
     yield Finding(
         "RD301",
-        f"{count(total, 'silent unit')}: {verdict}",
-        evidence="; ".join(parts) + f" (over {high:g} is high)",
-        advice=advice,
+        f"{count(total, 'silent unit')}: {fit}",
+        evidence="; ".join(parts),
+        advice=_LEARNING_RATE_ADVICE[fit],
     )
+
+
+_LEARNING_RATE_ADVICE = {
+    Fit.CONSISTENT: "Train again at a tenth of the rate, or with warm-up or gradient clipping, and compare. This "
+    "stands beside the deaths; that the rate caused them only such a rerun can prove.",
+    Fit.NOT_CONSISTENT: "Look at the mechanism first. The units may also have died earlier, when updates were larger: "
+    "scan an earlier checkpoint of the run beside this one.",
+    Fit.UNDECIDED: "Scan an earlier checkpoint of the run beside this one: how far the units moved before they fell "
+    "silent tells more than the last update of a run that has come to rest.",
+}
+
+
+def _ratio(label: str, *, live: float, silent: float) -> list[str]:
+    known = [f"{who} {value:.2g}" for who, value in (("live units", live), ("silent", silent)) if np.isfinite(value)]
+    return [f"{label}: {', '.join(known)}"] if known else []
 
 
 @rule("RD401")

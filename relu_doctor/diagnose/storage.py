@@ -169,7 +169,7 @@ def _history(data: Mapping[str, Any] | None) -> LearningRateEvidence | None:
             key: np.array([math.nan if v is None else v for v in values], dtype=float)
             for key, values in data[name].items()
         }
-        for name in ("last_update", "between")
+        for name in ("last_update", "full_step", "between")
     }
     newly = {key: np.array(values, dtype=bool) for key, values in data["newly_silent"].items()}
     return LearningRateEvidence(

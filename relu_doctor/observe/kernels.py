@@ -42,41 +42,40 @@ def summarize(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) ->
     if pre.numel() == 0:
         return _nothing_seen(stats, num_inputs)
     fires = rectifier.fired(pre)
-    counted = _counted(pre, valid)
-    if counted is None:
+    highest, lowest = pre.amax(2), pre.amin(2)
+    if valid is None and _all_finite(highest, lowest):
         seen = torch.full((num_inputs, num_units), num_positions, dtype=torch.int64, device=pre.device)
-        highest, lowest = pre.amax(2), pre.amin(2)
-        if num_positions > 1:
-            row_variance, row_mean = torch.var_mean(pre, 2, correction=0)
-            row_squares = row_variance.double() * num_positions
-        else:
-            row_mean, row_squares = pre[:, :, 0], torch.zeros((), dtype=torch.float64, device=pre.device)
+        row_mean, row_squares = _moments(pre)
     else:
-        present = counted if valid is None else valid[:, None, :].expand_as(counted)
-        stats.non_finite_values = (~torch.isfinite(pre) & present).sum((0, 2))
+        finite = torch.isfinite(pre)
+        present = torch.ones_like(finite) if valid is None else valid[:, None, :].expand_as(finite)
+        stats.non_finite_values = (~finite & present).sum((0, 2))
+        counted = finite & present
         fires = fires & present
         seen = counted.sum(2)
         highest = torch.where(counted, pre, -torch.inf).amax(2)
         lowest = torch.where(counted, pre, torch.inf).amin(2)
-        row_mean = torch.where(counted, pre, 0).sum(2) / seen.clamp_min(1)
-        row_squares = torch.where(counted, (pre - row_mean[:, :, None]).double() ** 2, 0).sum(2)
-    fired_positions = fires.sum(2)
+        row_mean = torch.where(counted, pre, 0).double().sum(2) / seen.clamp_min(1)
+        row_squares = torch.where(counted, (pre - row_mean[:, :, None]) ** 2, 0).sum(2)
+    fired_positions = fires.view(torch.uint8).sum(2, dtype=torch.int32)
     stats.positions = seen.sum(0)
-    stats.positions_fired = fired_positions.sum(0)
+    stats.positions_fired = fired_positions.sum(0, dtype=torch.int64)
     stats.pre_max, stats.pre_min = highest.amax(0).double(), lowest.amin(0).double()
-    mean = row_mean.double()
-    stats.pre_mean = (mean * seen).sum(0) / stats.positions.clamp_min(1)
-    stats.pre_squares = (row_squares + (mean - stats.pre_mean) ** 2 * seen).sum(0)
+    stats.pre_mean = (row_mean * seen).sum(0) / stats.positions.clamp_min(1)
+    stats.pre_squares = (row_squares + (row_mean - stats.pre_mean) ** 2 * seen).sum(0)
     return CallSummary(stats, fired_positions > 0, _rows(num_inputs, valid, pre.device))
 
 
 def output_magnitude(post: Tensor, valid: Tensor | None = None) -> Tensor:
     """Summed absolute post-activation per unit, float64 (units,), of finite values that are no padding."""
-    magnitude = _widened(post).abs()
+    values = _widened(post)
     if valid is not None:
-        magnitude = torch.where(valid[:, None, :], magnitude, 0)
-    total = magnitude.sum(2).double().sum(0)
-    return torch.where(torch.isfinite(total), total, torch.nan_to_num(magnitude, posinf=0.0).sum((0, 2)).double())
+        values = torch.where(valid[:, None, :], values, 0)
+    total = torch.linalg.vector_norm(values, ord=1, dim=2).double().sum(0)
+    if values.device.type == "cpu" and bool(torch.isfinite(total).all()):
+        return total
+    kept = torch.where(torch.isfinite(values), values, 0)
+    return torch.linalg.vector_norm(kept, ord=1, dim=2).double().sum(0)
 
 
 def summarize_minimal(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) -> CallSummary:
@@ -113,13 +112,28 @@ def _nothing_seen(stats: UnitStats, num_inputs: int) -> CallSummary:
     return CallSummary(stats, fired, torch.zeros(num_inputs, dtype=torch.bool, device=device))
 
 
-def _counted(pre: Tensor, valid: Tensor | None) -> Tensor | None:
-    """Which values count: finite and no padding. ``None`` says all; without a host sync where there is a device."""
-    if valid is None:
-        if pre.device.type == "cpu" and bool(torch.isfinite(pre.sum(dtype=torch.float64))):
-            return None
-        return torch.isfinite(pre)
-    return torch.isfinite(pre) & valid[:, None, :]
+def _all_finite(highest: Tensor, lowest: Tensor) -> bool:
+    """Whether extremes show that every value is finite; on a device the answer is no, which needs no host sync."""
+    return highest.device.type == "cpu" and bool(torch.isfinite(highest).all() & torch.isfinite(lowest).all())
+
+
+def _moments(pre: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and summed squared deviation over positions, float64 (inputs, units).
+
+    Sums of squares cost one fast pass but cancel where the mean is large beside the spread: those units are read again.
+    """
+    positions = pre.shape[2]
+    if positions == 1:
+        return pre[:, :, 0].double(), torch.zeros((), dtype=torch.float64, device=pre.device)
+    mean = pre.sum(2).double() / positions
+    norm = torch.linalg.vector_norm(pre, dim=2).double()
+    squares = norm**2 - mean**2 * positions
+    cancelled = (squares < 0.5 * norm**2).any(0)
+    if pre.device.type != "cpu" or bool(cancelled.any()):
+        units = cancelled.nonzero().flatten() if pre.device.type == "cpu" else slice(None)
+        exact, own = torch.var_mean(pre[:, units], 2, correction=0)
+        squares[:, units], mean[:, units] = exact.double() * positions, own.double()
+    return mean, squares
 
 
 def count_inputs(stats: UnitStats, fired: Tensor, valid: Tensor, first_ordinal: int) -> UnitStats:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import importlib
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from torch import nn
 from relu_doctor.checkpoints.archives import LEGACY, ZIP, read_archive
 from relu_doctor.checkpoints.formats import Checkpoint, load_checkpoint
 from relu_doctor.checkpoints.nodes import TensorRef
+from relu_doctor.checkpoints.specs import importable
 from relu_doctor.errors import CheckpointError, UnsafeCheckpointError
 
 FORMATS = [pytest.param(True, id="zip"), pytest.param(False, id="legacy")]
@@ -324,6 +326,19 @@ def test_a_trusted_file_whose_code_fails_gives_one_sentence(tmp_path):
     torch.save({"a": Evil(int, "no number")}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="could not be unpickled, even with --trust: ValueError"):
         load_checkpoint(tmp_path / "a.pt", trust=True)
+
+
+def test_a_trusted_module_may_be_of_a_class_in_the_current_directory(tmp_path, monkeypatch):
+    (tmp_path / "class_for_trust.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    monkeypatch.chdir(tmp_path)
+    with importable(""):
+        torch.save(importlib.import_module("class_for_trust").Net(2, 3), "a.pt")
+    del sys.modules["class_for_trust"]
+    with pytest.raises(UnsafeCheckpointError, match=r"class_for_trust\.Net"):
+        load_checkpoint("a.pt")
+    assert "class_for_trust" not in sys.modules
+    assert list(load_checkpoint("a.pt", trust=True).state_dict) == ["weight", "bias"]
+    del sys.modules["class_for_trust"]
 
 
 def test_trust_gives_what_safe_reading_gives(tmp_path):
