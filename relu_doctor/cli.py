@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -158,6 +159,7 @@ def scan(
     from relu_doctor.checkpoints.data import open_data
     from relu_doctor.checkpoints.models import build_model
     from relu_doctor.checkpoints.scanning import compare_within_runs, scan_checkpoint
+    from relu_doctor.checkpoints.specs import importable
     from relu_doctor.diagnose.gates import Gate
     from relu_doctor.reports.progress import progress_bar
 
@@ -172,7 +174,11 @@ def scan(
         exhaustive=exhaustive,
     )
     scanned: list[ScannedCheckpoint] = []
-    with _warnings_as_notes():
+    with ExitStack() as stack:
+        stack.enter_context(_warnings_as_notes())
+        for spec in (model, data, forward):  # what these import while they run lies beside them
+            if spec is not None:
+                stack.enter_context(importable(spec))
         for path in checkpoints:
             with progress_bar(f"scanning {clean_text(Path(path).name)}") as progress:
                 one = scan_checkpoint(

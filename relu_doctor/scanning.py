@@ -27,9 +27,18 @@ from relu_doctor.errors import (
     UnsupportedModelError,
 )
 from relu_doctor.observe.census import Census, check_no_nan
-from relu_doctor.observe.feeding import Arguments, Feeder, describe, map_tensors, moved, num_inputs_of, tensors_in
+from relu_doctor.observe.feeding import (
+    Arguments,
+    Feeder,
+    describe,
+    head_of,
+    map_tensors,
+    moved,
+    num_inputs_of,
+    tensors_in,
+)
 from relu_doctor.observe.guard import preserved, preserved_buffers
-from relu_doctor.observe.probe import Probe, Reading
+from relu_doctor.observe.probe import SAMPLE, Probe, Reading
 from relu_doctor.observe.reading import Source, open_batches, plan, take
 from relu_doctor.observe.rectifiers import Custom
 from relu_doctor.observe.sites import ActivationSite
@@ -270,7 +279,7 @@ class _Scanner:
                 module.training = False
         forward = self.request.forward
 
-        def run() -> object:
+        def run(args: tuple[Any, ...] = args, kwargs: Mapping[str, Any] = kwargs) -> object:
             given, named = (args, kwargs) if self.inputs_survive else map_tensors((args, kwargs), torch.clone)
             versions = [tensor._version for tensor in tensors_in((given, named))]
             try:
@@ -279,8 +288,13 @@ class _Scanner:
             finally:
                 self.inputs_survive = versions == [tensor._version for tensor in tensors_in((given, named))]
 
+        def sample() -> object:
+            return run(*head_of((args, kwargs), SAMPLE))
+
         try:
-            self.probe.observe(run, reading, phase=phase.value)
+            self.probe.observe(
+                run, reading, phase=phase.value, sample=sample if (reading.num_inputs or 0) > SAMPLE else None
+            )
         except ReLUDoctorError:
             raise
         except Exception as error:

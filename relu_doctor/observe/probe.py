@@ -10,8 +10,9 @@ discarded and run again as a discovery, so that branches and loops of varying le
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -26,12 +27,21 @@ from relu_doctor.observe.graph import Edge, GraphReader, Provenance, all_sources
 from relu_doctor.observe.guard import gradients_required
 from relu_doctor.observe.kernels import CallSummary, count_inputs, output_magnitude, summarize, summarize_minimal
 from relu_doctor.observe.layout import Layout, arrange, read_layout, valid_positions
-from relu_doctor.observe.rectifiers import GENERIC, MODULES, Rectifier, custom_rectifiers, probe_interval, recognise
+from relu_doctor.observe.rectifiers import (
+    GENERIC,
+    MODULES,
+    Rectifier,
+    custom_rectifiers,
+    probe_interval,
+    recognise,
+    rectifies,
+)
 from relu_doctor.observe.sites import ActivationSite, build_site, name_sites, qualified_names, strip_wrappers
 from relu_doctor.observe.stats import UnitStats
 from relu_doctor.terms import Statistics
 
 Witness = tuple[str, int, float, float, tuple[str, ...]]
+SAMPLE = 3  # inputs on which a forward is discovered, where a part of a batch will do
 _ROOT = 0  # state of the call recogniser before the first call
 
 
@@ -137,8 +147,9 @@ class Probe:
         self.notes: list[str] = []
         self.names = qualified_names(model)
         self._sites: dict[str, ActivationSite] = {}
-        self._transitions: dict[tuple[str, int, Witness], tuple[str | None, int]] = {}
+        self._transitions: dict[tuple[str, int, Witness], tuple[ActivationSite | None, int]] = {}
         self._states = _ROOT
+        self._phases: set[str] = set()  # of which an order of calls is known
         self.unit_axis = unit_axis or (lambda name: None)
         self._custom = custom_rectifiers(rectifiers)
         self._custom_modules: dict[int, Rectifier] = {}
@@ -172,64 +183,89 @@ class Probe:
         return name_sites(self._sites, order)
 
     def unused_modules(self) -> list[tuple[str, nn.Module]]:
-        """Rectifier modules that no observed forward called, with their paths."""
-        return [
-            (name, module)
-            for name, module in self.model.named_modules()
-            if isinstance(module, MODULES) and id(module) not in self._called
-        ]
+        """Modules that rectify but that no observed forward showed, with their paths.
 
-    def observe(self, run: Callable[[], object], reading: Reading, *, phase: str = "eval") -> None:
+        Rectifier modules that were never called, and those whose inside cannot be seen: ``nn.RNN`` with ReLU, scripted
+        modules.
+        """
+        found: list[tuple[str, nn.Module]] = []
+        scripted: list[str] = []
+        for name, module in self.model.named_modules():
+            if any(name.startswith(f"{outer}.") for outer in scripted):
+                continue
+            if isinstance(module, torch.jit.ScriptModule):
+                scripted.append(name)
+            elif id(module) in self._called or not rectifies(module):
+                continue
+            found.append((strip_wrappers(f"{name}.")[:-1], module))
+        return found
+
+    def observe(
+        self,
+        run: Callable[[], object],
+        reading: Reading,
+        *,
+        phase: str = "eval",
+        sample: Callable[[], object] | None = None,
+    ) -> None:
         """Watch one forward.
 
         Args:
             run: performs the forward; called again when the forward has to be discovered.
             reading: how its inputs are counted.
             phase: under which name the statistics are kept; the recogniser keeps phases apart as well.
+            sample: performs it on a few of the inputs, on which discovery is cheaper. It may raise, or take another
+                path: then the whole batch is discovered.
 
         Raises:
             Exception: whatever the model's forward raises.
         """
-        if phase in self.stats:
-            try:
-                with torch.no_grad():
-                    self._commit(self._watch(run, _Recognising(self, reading, phase)), reading, phase)
+        if self._recognise(run, reading, phase):
+            return
+        if sample is not None:
+            with suppress(Exception):  # the model may refuse a part of a batch in any way
+                self._discover(sample, replace(reading, num_inputs=SAMPLE, mask=None), phase)
+            if self._recognise(run, reading, phase):
                 return
-            except _UnknownCallError:
-                pass
-        self.stats.setdefault(phase, {})
         self._commit(self._discover(run, reading, phase), reading, phase)
+
+    def _recognise(self, run: Callable[[], object], reading: Reading, phase: str) -> bool:
+        """Watch a forward whose calls are all known; false where one is not, and nothing was counted."""
+        if phase not in self._phases:
+            return False
+        try:
+            with torch.no_grad():
+                self._commit(self._watch(run, _Recognising(self, reading, phase)), reading, phase)
+        except _UnknownCallError:
+            return False
+        return True
 
     @property
     def num_sites(self) -> int:
         """How many sites were found so far."""
         return len(self._sites)
 
-    def site(self, site_id: str) -> ActivationSite:
-        """A site that was found."""
-        return self._sites[site_id]
-
-    def know(self, site: ActivationSite) -> ActivationSite:
+    def know(self, site: ActivationSite) -> None:
         """Add a site, or meet it again; what feeds it is the union over all meetings."""
         known = self._sites.get(site.site_id)
         if known is None or (not known.num_units and site.num_units):
             self._sites[site.site_id] = site
         elif set(site.feeds) - set(known.feeds):
             self._sites[site.site_id] = replace(known, feeds=tuple(dict.fromkeys((*known.feeds, *site.feeds))))
-        return self._sites[site.site_id]
 
-    def transition(self, phase: str, state: int, witness: Witness) -> tuple[str | None, int] | None:
+    def transition(self, phase: str, state: int, witness: Witness) -> tuple[ActivationSite | None, int] | None:
         """The site of a call in a state of the recogniser, and the state after it; ``None`` where it was never met."""
         return self._transitions.get((phase, state, witness))
 
-    def learn(self, phase: str, calls: list[tuple[Witness, str | None]]) -> None:
-        """Remember an order of calls."""
+    def learn(self, phase: str, calls: list[tuple[Witness, ActivationSite | None]]) -> None:
+        """Remember an order of calls; a site may be called with other axes from one call to the next."""
+        self._phases.add(phase)
         state = _ROOT
-        for witness, site_id in calls:
+        for witness, site in calls:
             known = self._transitions.get((phase, state, witness))
-            if known is None or known[0] != site_id:
+            if known is None or not _same_call(known[0], site):
                 self._states += 1
-                known = self._transitions[(phase, state, witness)] = (site_id, self._states)
+                known = self._transitions[(phase, state, witness)] = (site, self._states)
             state = known[1]
 
     def note(self, text: str) -> None:
@@ -268,6 +304,7 @@ class Probe:
                         run()  # raises by itself: the model's own error, not ours
                 continue
             mode.learn()
+            self._called |= mode.called
             return mode
         assert first_error is not None
         raise first_error
@@ -279,8 +316,7 @@ class Probe:
             )
 
     def _commit(self, mode: _Mode, reading: Reading, phase: str) -> None:
-        kept = self.stats[phase]
-        self._called |= mode.called
+        kept = self.stats.setdefault(phase, {})
         for site_id, staged in mode.staged.items():
             fresh = staged.counted(reading.first_ordinal)
             kept[site_id] = kept[site_id].merge(fresh) if site_id in kept else fresh
@@ -391,8 +427,10 @@ class _Recognising(_Mode):
         known = self.probe.transition(self.phase, self.state, witness)
         if known is None:
             raise _UnknownCallError
-        site_id, self.state = known
-        return None if site_id is None else self.probe.site(site_id)
+        site, self.state = known
+        if site is not None and site.unit_axes and site.codes != _codes(pre.shape, site.unit_axes):
+            raise _UnknownCallError
+        return site
 
 
 class _Discovering(_Mode):
@@ -402,7 +440,7 @@ class _Discovering(_Mode):
         super().__init__(probe, reading, phase)
         self.depth = depth
         self.path: list[tuple[str, nn.Module]] = []
-        self.calls: list[tuple[Witness, str | None]] = []
+        self.calls: list[tuple[Witness, ActivationSite | None]] = []
         self.rectified: dict[Node, int] = {}
         self.graph = GraphReader(probe.names, self.rectified)
         self.anonymous: dict[str, int] = {}
@@ -414,6 +452,8 @@ class _Discovering(_Mode):
         try:
             for name, module in self.probe.model.named_modules():
                 path = strip_wrappers(f"{name}.")[:-1]
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue  # takes no hooks; it is listed as not observed
 
                 def enter(module: nn.Module, args: Any, path: str = path) -> None:
                     self.path.append((path, module))
@@ -439,6 +479,8 @@ class _Discovering(_Mode):
                 return None
             if func is Tensor.detach and args[0].requires_grad:
                 return args[0].view_as(args[0])
+        if func in _LEAVES_TORCH and args[0].requires_grad:  # works in the model's own no_grad run
+            return func(args[0].detach(), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
     def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
@@ -449,7 +491,9 @@ class _Discovering(_Mode):
         if provenance.sources or name not in GENERIC:
             inputs = tuple(e for source in all_sources(provenance.sources) for e in source.inputs)
             feeding = sorted(self.graph.feeding(inputs) | set(provenance.summands))
-            feeds = tuple(dict.fromkeys(found for call in feeding if (found := self.calls[call][1]) is not None))
+            feeds = tuple(
+                dict.fromkeys(found.site_id for call in feeding if (found := self.calls[call][1]) is not None)
+            )
             occurrence = self.anonymous.get(base_name, 0)
             site = build_site(
                 base_name=base_name,
@@ -465,8 +509,11 @@ class _Discovering(_Mode):
             )
             if not site.producers:
                 self.anonymous[base_name] = occurrence + 1
-            site = None if name in GENERIC and not site.num_units else self.probe.know(site)
-        self.calls.append((witness, None if site is None else site.site_id))
+            if name in GENERIC and not site.num_units:
+                site = None
+            else:
+                self.probe.know(site)
+        self.calls.append((witness, site))
         return site
 
     def after(self, post: Any) -> None:
@@ -487,4 +534,15 @@ class _Discovering(_Mode):
         return f"{path}.{name}()" if path else f"{name}()", rectifier
 
 
+def _codes(shape: torch.Size, axes: tuple[int, ...]) -> int:
+    return math.prod(shape[axis] for axis in axes)
+
+
+def _same_call(one: ActivationSite | None, other: ActivationSite | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return (one.site_id, one.unit_axes) == (other.site_id, other.unit_axes)
+
+
+_LEAVES_TORCH = {Tensor.numpy, Tensor.__array__}
 _ASKS_AUTOGRAD = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}

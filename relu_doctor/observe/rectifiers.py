@@ -129,6 +129,13 @@ GENERIC = frozenset(
 )  # also used for other ends: need a producer
 
 
+def rectifies(module: nn.Module) -> bool:
+    """Whether a module applies a rectifier when it is called, as far as its class tells."""
+    if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
+        return module.min_val == 0
+    return isinstance(module, MODULES) or (isinstance(module, nn.RNN) and module.nonlinearity == "relu")
+
+
 def recognise(
     function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[str, Rectifier, Tensor] | None:

@@ -53,6 +53,7 @@ class ActivationSite:
         producers: qualified names of the parameters that compute the pre-activation.
         producer: the modules that own them, for reading.
         num_units: channels or features.
+        codes: indices along ``unit_axes``; several may share a unit.
         unit_axes: axes of the pre-activation that count units; empty where they could not be told.
         grouping: int64 (codes,): unit of each index along ``unit_axes`` where several share one, else ``None``.
         terms: the parametrised operations.
@@ -70,6 +71,7 @@ class ActivationSite:
     producers: tuple[str, ...]
     producer: str
     num_units: int
+    codes: int
     unit_axes: tuple[int, ...]
     grouping: Tensor | None
     terms: tuple[Term, ...]
@@ -148,7 +150,7 @@ def build_site(
         parameters.update(dict.fromkeys(source.weight + source.additive))
     producers = tuple(parameters)
     low_high = f"{rectifier.low}:{rectifier.high}"
-    identity = [kind, low_high, *sorted(producers), str(provenance.crossed), _row_signature(terms)]
+    identity = [kind, low_high, *sorted(producers), str(provenance.crossed), str(num_units), _row_signature(terms)]
     if not producers:
         identity += [base_name, str(occurrence)]
     site_id = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
@@ -160,6 +162,7 @@ def build_site(
         producers=producers,
         producer=_owners(provenance.sources),
         num_units=num_units,
+        codes=codes,
         unit_axes=axes,
         grouping=grouping,
         terms=terms,
@@ -193,12 +196,14 @@ def _place(site: ActivationSite, parameter_order: Mapping[str, int]) -> int:
 
 
 def _owners(sources: list[Source]) -> str:
+    """The modules that own the parameters: weights first, then what normalises or shifts them."""
+    found = list(all_sources(sources))
     owners: dict[str, None] = {}
-    for source in all_sources(sources):
+    for source in sorted(found, key=lambda source: source.kind != "weight"):
         for name in source.weight + source.additive:
             owner, _, leaf = name.rpartition(".")
             if "parametrizations" in owner:
-                owner = owner.split(".parametrizations")[0].removeprefix("parametrizations")
+                owner = owner.split("parametrizations")[0].rstrip(".")
             owners[owner or leaf] = None
     return ", ".join(owners)
 

@@ -1,0 +1,1 @@
+"""Reports: one file per medium. They read a diagnosis and change nothing."""

@@ -1,0 +1,71 @@
+"""Lines of styled text: tables of cells, wrapped paragraphs, and printing them where not every character exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from relu_doctor.reports.words import wrap
+
+Cell = tuple[str, str]  # text and style
+
+# One cell each, so that columns stay aligned where the output's encoding has no such characters.
+_PLAIN = str.maketrans(
+    {"█": "#", "▒": "%", "·": ".", "–": "-", "—": "-", "…": "~", "→": ">", "─": "-", "×": "x", "≤": "<", "≥": ">"}
+    | {"‘": "'", "’": "'", "“": '"', "”": '"', "β": "b", "γ": "g", "τ": "t", "−": "-"}
+)
+
+
+def paragraph(text: str, width: int, *, style: str = "", first: str = "", indent: str = "") -> list[Text]:
+    """A wrapped paragraph in one style; see :func:`~relu_doctor.reports.words.wrap`."""
+    return [Text(line, style) for line in wrap(text, width, first=first, indent=indent)]
+
+
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, left: Iterable[int] = (0,)) -> list[Text]:
+    """Cells in columns that are as wide as they need to be, two spaces apart, under underlined headings.
+
+    Args:
+        headings: one per column.
+        rows: of as many cells.
+        left: columns set flush left; the others are flush right.
+    """
+    cells = [list(row) for row in rows]
+    widths = [
+        max(cell_len(heading), *(cell_len(row[column][0]) for row in cells)) if cells else cell_len(heading)
+        for column, heading in enumerate(headings)
+    ]
+    flush_left = set(left)
+    lines = []
+    for row in [[(heading, "dim") for heading in headings], *cells]:
+        line = Text()
+        for column, (text, style) in enumerate(row):
+            pad = " " * (widths[column] - cell_len(text))
+            last = column == len(row) - 1
+            if column not in flush_left:
+                line.append(pad)
+            line.append(text, style)
+            if column in flush_left and not last:
+                line.append(pad)
+            if not last:
+                line.append("  ")
+        lines.append(line)
+    lines.insert(1, Text("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim"))
+    return lines
+
+
+def print_lines(lines: Iterable[Text], console: Console) -> None:
+    """Print lines as they are: neither wrapped, cut nor highlighted, with stand-ins for what cannot be encoded."""
+    encoding = console.encoding
+    for line in lines:
+        if not encoding.lower().startswith("utf"):
+            line = line.copy()
+            line.plain = line.plain.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def plain_text(lines: Iterable[Text]) -> str:
+    """Lines as text without colour, each ended by a line break."""
+    return "".join(line.plain.rstrip() + "\n" for line in lines)
