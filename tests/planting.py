@@ -95,7 +95,7 @@ class Case:
         count: inputs in a batch.
         mask: bool (inputs, positions) of a batch.
         scan: arguments of the scan.
-        unplanted: sites that exist and about which nothing is claimed but that nothing of them is dead.
+        seed: of the model's initialisation, one with which the plan can be carried out.
     """
 
     name: str
@@ -107,10 +107,11 @@ class Case:
     count: Callable[[Any], int] = len
     mask: Callable[[Any], Tensor] | None = None
     scan: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
     def build(self) -> tuple[nn.Module, list[Any]]:
         """The model with its units planted, and fresh batches."""
-        torch.manual_seed(0)
+        torch.manual_seed(self.seed)
         model, batches = self.make(), self.batches()
         for site in self.sites:
             for _ in range(8 if site.by else 0):  # a recurrent unit shifts its own inputs: repeat until it stands

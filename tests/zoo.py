@@ -352,10 +352,16 @@ class Shuffle(nn.Module):
 
 @case(
     normal(3, 5, 5),
-    Site("relu", 6, {1, 2}, {3}, "conv.bias", arrange=lambda z, n: z.unflatten(1, (3, 2)).transpose(1, 2).flatten(1, 2).flatten(2)),
+    Site("relu", 6, {2, 4}, {1}, arrange=channels),
 )
 def channel_shuffle():
-    return Shuffle()
+    torch.manual_seed(4)
+    model, x = Shuffle(), torch.cat(normal(3, 5, 5)())
+    with torch.no_grad():  # a unit is a channel of what the rectifier reads: 2 and 4 are the convolution's 1 and 2
+        highest = model.conv(x).amax((2, 3)).sort(0).values
+        model.conv.bias[[1, 2]] -= highest[-1, [1, 2]] + 1
+        model.conv.bias[3] -= (highest[-1, 3] + highest[-2, 3]) / 2
+    return model
 
 
 class UNet(nn.Module):
@@ -550,7 +556,7 @@ class TiedWeights(nn.Module):
         return F.relu(self.b(F.relu(self.a(x))))
 
 
-@case(normal(6), Site("relu()#1", 6, {2, 3}, {1}, "a.bias"), Site("relu()#2", 6, {0}, {4}, "b.bias"))
+@case(normal(6), Site("relu()#1", 6, {2, 3}, {1}, "a.bias"), Site("relu()#2", 6, {0}, {4}, "b.bias"), seed=1)
 def tied_weights_own_biases():
     return TiedWeights()
 
@@ -653,6 +659,7 @@ class Bare(nn.Module):
     Site("relu()#1", 5, {1, 4}, {0}, "b1"),
     Site("relu()#2", 4, {2}, {3}, "b2"),
     Site("relu()#3", 3, {0}, {2}, "b3", arrange=lambda z, n: z.T[:, :, None]),
+    seed=2,
 )
 def bare_parameters():
     return Bare()
@@ -674,7 +681,7 @@ def linear_without_bias():
     return model
 
 
-@case(positive(3, 5, 5), Site("1", 5, {1, 4}, {0}, arrange=channels))
+@case(positive(3, 5, 5), Site("1", 5, {1, 4}, {0}, arrange=channels), seed=1)
 def conv_without_bias():
     model = nn.Sequential(nn.Conv2d(3, 5, 5, bias=False), nn.ReLU())
     with torch.no_grad():
@@ -761,7 +768,7 @@ def group_norm_between():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(3, 6), nn.ReLU())
 
 
-@case(positive(6), Site("2", 6, {1, 5}, {2}))
+@case(positive(6), Site("2", 6, {1, 5}, {2}), seed=7)
 def rms_norm_between():
     linear = nn.Linear(6, 6, bias=False)
     plant_rows(linear.weight, {1, 5}, {2})
@@ -989,6 +996,7 @@ def double_precision():
     normal(3, 5, 5, dtype=torch.bfloat16),
     Site("2", 8, {1, 5}, {2}, "1.bias", arrange=channels),
     Site("4", 7, {0}, {6}, "3.bias", arrange=channels),
+    seed=1,
 )
 def brain_float():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 7, 3), nn.ReLU())

@@ -227,6 +227,8 @@ class GraphReader:
     def _source(self, edge: Edge) -> Source | None:
         node, name = edge[0], edge[0].name()
         children = _next(node)
+        if name in _VIEWS and self._is_instance_norm(edge, children[0]):
+            return self._instance_norm(edge, children[0])
         if name in _CONVOLUTIONS:
             transposed = bool(getattr(node, "_saved_transposed", False))
             return Source(
@@ -270,6 +272,25 @@ class GraphReader:
         if name in _ELEMENTWISE_WITH_PARAMETER:
             return self._elementwise(edge, children)
         return None
+
+    def _is_instance_norm(self, edge: Edge, inner: Edge | None) -> bool:
+        """Whether a view undoes the (1, inputs x channels, …) on which an instance norm runs a batch norm."""
+        if inner is None or inner[0].name() not in _CHANNEL_NORMS:
+            return False
+        outer, folded = edge_shape(edge), edge_shape(inner)
+        if len(outer) < 3 or folded != (1, outer[0] * outer[1], *outer[2:]):
+            return False
+        weight = _next(inner[0])[1]
+        return outer[0] > 1 or (weight is not None and weight[0].name() == "RepeatBackward0")
+
+    def _instance_norm(self, edge: Edge, inner: Edge | None) -> Source:
+        assert inner is not None
+        entry, weight, bias = _next(inner[0])[:3]
+        while entry is not None and entry[0].name() in _VIEWS and len(edge_shape(entry)) == len(edge_shape(edge)):
+            if edge_shape(entry) == edge_shape(edge):
+                break
+            entry = _next(entry[0])[0]
+        return Source("norm", edge, (1,), self._leaves(weight), self._leaves(bias), inputs=_present(entry))
 
     def _matrix_product(self, edge: Edge, children: list[Edge | None], first: int, second: int) -> Source | None:
         left, right = children[first], children[second]

@@ -71,11 +71,11 @@ def output_magnitude(post: Tensor, valid: Tensor | None = None) -> Tensor:
     values = _widened(post)
     if valid is not None:
         values = torch.where(valid[:, None, :], values, 0)
-    total = torch.linalg.vector_norm(values, ord=1, dim=2).double().sum(0)
+    total: Tensor = torch.linalg.vector_norm(values, ord=1, dim=2).double().sum(0)
     if values.device.type == "cpu" and bool(torch.isfinite(total).all()):
         return total
-    kept = torch.where(torch.isfinite(values), values, 0)
-    return torch.linalg.vector_norm(kept, ord=1, dim=2).double().sum(0)
+    total = torch.linalg.vector_norm(torch.where(torch.isfinite(values), values, 0), ord=1, dim=2).double().sum(0)
+    return total
 
 
 def summarize_minimal(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) -> CallSummary:

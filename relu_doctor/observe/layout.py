@@ -27,20 +27,36 @@ class Layout:
     by_rows: bool
 
 
-def read_layout(shape: torch.Size, site: ActivationSite, num_inputs: int | None) -> Layout:
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The shape of a pre-activation in a forward of another number of inputs."""
+
+    shape: torch.Size
+    num_inputs: int | None
+
+
+def read_layout(
+    shape: torch.Size, site: ActivationSite, num_inputs: int | None, sample: Sample | None = None
+) -> Layout:
     """Decide which axis counts inputs.
 
     Args:
         shape: of the pre-activation.
         site: tells the unit axes.
         num_inputs: inputs in the batch; ``None`` where no tensor shows it.
+        sample: the same call with fewer inputs: the axis that grew with them is the one. Without it, an axis of that
+            size is taken, the first if there are several.
     """
     others = [axis for axis in range(len(shape)) if axis not in site.unit_axes]
     if not others:
         return Layout(tuple(site.unit_axes), 1, 0, by_rows=False)
     matching = [axis for axis in others if shape[axis] == num_inputs]
     batch, split, by_rows = others[0], 0, False
-    if matching:
+    grown = _grown_axis(shape, others, num_inputs, sample)
+    if grown is not None and num_inputs:
+        batch, split = grown, shape[grown] // num_inputs
+        split = split if split > 1 else 0
+    elif matching:
         batch = matching[0]
     elif num_inputs and others[0] == 0 and shape[0] % num_inputs == 0:
         split = shape[0] // num_inputs
@@ -50,6 +66,18 @@ def read_layout(shape: torch.Size, site: ActivationSite, num_inputs: int | None)
         by_rows = num_inputs is not None
     rest = [axis for axis in others if axis != batch]
     return Layout((batch, *site.unit_axes, *rest), shape[batch] // split if split else shape[batch], split, by_rows)
+
+
+def _grown_axis(shape: torch.Size, others: list[int], num_inputs: int | None, sample: Sample | None) -> int | None:
+    """The one axis whose size is in proportion to the number of inputs, here and in the sample."""
+    if sample is None or not num_inputs or not sample.num_inputs or sample.num_inputs == num_inputs:
+        return None
+    if len(sample.shape) != len(shape):
+        return None
+    changed = [axis for axis in others if shape[axis] != sample.shape[axis]]
+    if len(changed) != 1 or shape[changed[0]] * sample.num_inputs != sample.shape[changed[0]] * num_inputs:
+        return None
+    return changed[0] if shape[changed[0]] % num_inputs == 0 else None
 
 
 def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:

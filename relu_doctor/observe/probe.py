@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from relu_doctor.observe.graph import Edge, GraphReader, Provenance, all_sources, graph_without_tensors
 from relu_doctor.observe.guard import gradients_required
 from relu_doctor.observe.kernels import CallSummary, count_inputs, output_magnitude, summarize, summarize_minimal
-from relu_doctor.observe.layout import Layout, arrange, read_layout, valid_positions
+from relu_doctor.observe.layout import Layout, Sample, arrange, read_layout, valid_positions
 from relu_doctor.observe.rectifiers import (
     GENERIC,
     MODULES,
@@ -58,6 +58,21 @@ class Reading:
     num_inputs: int | None
     mask: Tensor | None
     first_ordinal: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call of a rectifier as a discovery met it; the site is ``None`` where it is none that is measured."""
+
+    witness: Witness
+    site: ActivationSite | None
+    sample: Sample
+
+    def is_like(self, other: _Call) -> bool:
+        """Whether both are the same site, seen on the same axes."""
+        if self.site is None or other.site is None:
+            return self.site is other.site
+        return (self.site.site_id, self.site.unit_axes) == (other.site.site_id, other.site.unit_axes)
 
 
 @dataclass(slots=True)
@@ -147,7 +162,7 @@ class Probe:
         self.notes: list[str] = []
         self.names = qualified_names(model)
         self._sites: dict[str, ActivationSite] = {}
-        self._transitions: dict[tuple[str, int, Witness], tuple[ActivationSite | None, int]] = {}
+        self._transitions: dict[tuple[str, int, Witness], tuple[_Call, int]] = {}
         self._states = _ROOT
         self._phases: set[str] = set()  # of which an order of calls is known
         self.unit_axis = unit_axis or (lambda name: None)
@@ -253,19 +268,19 @@ class Probe:
         elif set(site.feeds) - set(known.feeds):
             self._sites[site.site_id] = replace(known, feeds=tuple(dict.fromkeys((*known.feeds, *site.feeds))))
 
-    def transition(self, phase: str, state: int, witness: Witness) -> tuple[ActivationSite | None, int] | None:
-        """The site of a call in a state of the recogniser, and the state after it; ``None`` where it was never met."""
+    def transition(self, phase: str, state: int, witness: Witness) -> tuple[_Call, int] | None:
+        """What a call is in a state of the recogniser, and the state after it; ``None`` where it was never met."""
         return self._transitions.get((phase, state, witness))
 
-    def learn(self, phase: str, calls: list[tuple[Witness, ActivationSite | None]]) -> None:
+    def learn(self, phase: str, calls: list[_Call]) -> None:
         """Remember an order of calls; a site may be called with other axes from one call to the next."""
         self._phases.add(phase)
         state = _ROOT
-        for witness, site in calls:
-            known = self._transitions.get((phase, state, witness))
-            if known is None or not _same_call(known[0], site):
+        for call in calls:
+            known = self._transitions.get((phase, state, call.witness))
+            if known is None or not known[0].is_like(call):
                 self._states += 1
-                known = self._transitions[(phase, state, witness)] = (site, self._states)
+                known = self._transitions[(phase, state, call.witness)] = (call, self._states)
             state = known[1]
 
     def note(self, text: str) -> None:
@@ -355,6 +370,7 @@ class _Mode(TorchFunctionMode):
         self.called: set[int] = set()
         self.used: dict[str, None] = {}
         self.pending: list[_Pending | None] = []
+        self.sample: Sample | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -400,7 +416,7 @@ class _Mode(TorchFunctionMode):
         staged.add(pending.summary)
 
     def _measure(self, site: ActivationSite, pre: Tensor) -> _Pending:
-        layout = read_layout(pre.shape, site, self.reading.num_inputs)
+        layout = read_layout(pre.shape, site, self.reading.num_inputs, self.sample)
         if layout.by_rows:
             self.probe.note(f"{site.base_name}: the batch size does not show its inputs; rows were counted as inputs")
         values = arrange(pre, layout, site)
@@ -427,7 +443,8 @@ class _Recognising(_Mode):
         known = self.probe.transition(self.phase, self.state, witness)
         if known is None:
             raise _UnknownCallError
-        site, self.state = known
+        call, self.state = known
+        self.sample, site = call.sample, call.site
         if site is not None and site.unit_axes and site.codes != _codes(pre.shape, site.unit_axes):
             raise _UnknownCallError
         return site
@@ -440,7 +457,7 @@ class _Discovering(_Mode):
         super().__init__(probe, reading, phase)
         self.depth = depth
         self.path: list[tuple[str, nn.Module]] = []
-        self.calls: list[tuple[Witness, ActivationSite | None]] = []
+        self.calls: list[_Call] = []
         self.rectified: dict[Node, int] = {}
         self.graph = GraphReader(probe.names, self.rectified)
         self.anonymous: dict[str, int] = {}
@@ -492,7 +509,7 @@ class _Discovering(_Mode):
             inputs = tuple(e for source in all_sources(provenance.sources) for e in source.inputs)
             feeding = sorted(self.graph.feeding(inputs) | set(provenance.summands))
             feeds = tuple(
-                dict.fromkeys(found.site_id for call in feeding if (found := self.calls[call][1]) is not None)
+                dict.fromkeys(found.site_id for call in feeding if (found := self.calls[call].site) is not None)
             )
             occurrence = self.anonymous.get(base_name, 0)
             site = build_site(
@@ -513,7 +530,7 @@ class _Discovering(_Mode):
                 site = None
             else:
                 self.probe.know(site)
-        self.calls.append((witness, site))
+        self.calls.append(_Call(witness, site, Sample(pre.shape, self.reading.num_inputs)))
         return site
 
     def after(self, post: Any) -> None:
@@ -538,11 +555,5 @@ def _codes(shape: torch.Size, axes: tuple[int, ...]) -> int:
     return math.prod(shape[axis] for axis in axes)
 
 
-def _same_call(one: ActivationSite | None, other: ActivationSite | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return (one.site_id, one.unit_axes) == (other.site_id, other.unit_axes)
-
-
-_LEAVES_TORCH = {Tensor.numpy, Tensor.__array__}
+_LEAVES_TORCH: set[Any] = {Tensor.numpy, Tensor.__array__}
 _ASKS_AUTOGRAD = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from relu_doctor.reports.words import wrap
-
-Cell = tuple[str, str]  # text and style
 
 # One cell each, so that columns stay aligned where the output's encoding has no such characters.
 _PLAIN = str.maketrans(
@@ -24,7 +21,7 @@ def paragraph(text: str, width: int, *, style: str = "", first: str = "", indent
     return [Text(line, style) for line in wrap(text, width, first=first, indent=indent)]
 
 
-def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, left: Iterable[int] = (0,)) -> list[Text]:
+def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Text]], *, left: Iterable[int] = (0,)) -> list[Text]:
     """Cells in columns that are as wide as they need to be, two spaces apart, under underlined headings.
 
     Args:
@@ -32,25 +29,19 @@ def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Cell]], *, left
         rows: of as many cells.
         left: columns set flush left; the others are flush right.
     """
-    cells = [list(row) for row in rows]
-    widths = [
-        max(cell_len(heading), *(cell_len(row[column][0]) for row in cells)) if cells else cell_len(heading)
-        for column, heading in enumerate(headings)
-    ]
+    everything = [[Text(heading, "dim") for heading in headings], *(list(row) for row in rows)]
+    widths = [max(row[column].cell_len for row in everything) for column in range(len(headings))]
     flush_left = set(left)
     lines = []
-    for row in [[(heading, "dim") for heading in headings], *cells]:
+    for row in everything:
         line = Text()
-        for column, (text, style) in enumerate(row):
-            pad = " " * (widths[column] - cell_len(text))
-            last = column == len(row) - 1
-            if column not in flush_left:
-                line.append(pad)
-            line.append(text, style)
-            if column in flush_left and not last:
-                line.append(pad)
-            if not last:
-                line.append("  ")
+        for column, cell in enumerate(row):
+            pad = " " * (widths[column] - cell.cell_len)
+            line.append("  " if column else "")
+            line.append("" if column in flush_left else pad)
+            line.append_text(cell)
+            line.append(pad if column in flush_left else "")
+        line.rstrip()
         lines.append(line)
     lines.insert(1, Text("─" * (sum(widths) + 2 * (len(widths) - 1)), "dim"))
     return lines

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 from rich.text import Text
 
-from relu_doctor.reports.lines import Cell, paragraph, table_lines
+from relu_doctor.reports.lines import table_lines
 from relu_doctor.reports.verdict import dead_rate
-from relu_doctor.reports.words import plain_name, plural, shorten
+from relu_doctor.reports.words import listed, plain_name, plural, shorten
 from relu_doctor.terms import Status
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ LOOKS: Mapping[Status, Look] = {  # in the order of the bar, the gravest first
     Status.DORMANT: Look("~", "blue", "dormant", "dormant"),
     Status.ACTIVE: Look("·", "green", "active", "active"),
 }
+UNKNOWN = "?"  # a count that cannot be given: the site was not observed, or received NaN
+INAPPLICABLE = "–"  # a count that cannot be other than none: these units cannot die
 _ALWAYS = (Status.DEAD,)
 _MINOR = (Status.RARE, Status.DORMANT, Status.SATURATED)  # shown by the bar where there is no room for a column
 _WIDE = 100  # from this width on the producers have a column
@@ -94,8 +96,8 @@ def site_lines(diagnosis: Diagnosis, width: int, *, most: int = MAX_SITES) -> li
         [_cells(row, layout, can_die=row["site_id"] in mortal) for row in shown],
         left=[0, len(layout.headings) - 1, *(range(1, 1 + layout.producer + layout.rectifier))],
     )
-    lines += _folded([row for index, row in enumerate(rows) if index not in kept], width)
-    return [*lines, *_legend(diagnosis, shown, mortal, width)]
+    lines += _folded([row for index, row in enumerate(rows) if index not in kept])
+    return [*lines, *_legend(diagnosis, shown, width)]
 
 
 def bar(counts: Mapping[Status, int], cells: int) -> list[tuple[Status, int]]:
@@ -174,31 +176,60 @@ def _value(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else shorten(plain_name(value), 24)
 
 
-def _cells(row: Mapping[str, Any], layout: _Layout, *, can_die: bool) -> list[Cell]:
+def _cells(row: Mapping[str, Any], layout: _Layout, *, can_die: bool) -> list[Text]:
     counts, units = _counts(row), int(row["num_units"])
-    cells: list[Cell] = [(shorten(plain_name(row["site"]), layout.name), "bold" if row["silent"] else "")]
+    cells = [Text(shorten(plain_name(row["site"]), layout.name), "bold" if row["silent"] else "")]
     if layout.producer:
-        cells.append((_value(row["producer"]), "dim"))
+        cells.append(Text(_value(row["producer"]), "dim"))
     if layout.rectifier:
-        cells.append((_value(row["rectifier"]), ""))
-    cells.append((f"{units:,}" if units else "?", ""))
-    for status in layout.statuses:
-        cells.append(_count_cell(status, counts, units, can_die=can_die))
-    cells.append(_bar_cell(counts, units, layout.bar, can_die=can_die))
-    return cells
+        cells.append(Text(_value(row["rectifier"])))
+    cells.append(Text(f"{units:,}" if units else UNKNOWN))
+    cells += [_count_cell(status, counts, units, can_die=can_die) for status in layout.statuses]
+    return [*cells, _bar_cell(counts, layout.bar, can_die=can_die)]
 
 
-def _count_cell(status: Status, counts: Mapping[Status, int], units: int, *, can_die: bool) -> Cell:
-    number = counts[status]
-    if number:
-        return f"{number:,}", LOOKS[status].style
-    judged = units - counts[Status.UNOBSERVED] - counts[Status.NON_FINITE]
+def _count_cell(status: Status, counts: Mapping[Status, int], units: int, *, can_die: bool) -> Text:
+    if counts[status]:
+        return Text(f"{counts[status]:,}", LOOKS[status].style)
+    if not units:
+        return Text(UNKNOWN, "dim")
     if status in (Status.NON_FINITE, Status.UNOBSERVED):
-        return ("0" if units else "?"), "dim"
+        return Text("0", "dim")
     if not can_die:
-        return "–", "dim"
-    return ("0" if judged else "?"), "dim"
+        return Text(INAPPLICABLE, "dim")
+    judged = units - counts[Status.UNOBSERVED] - counts[Status.NON_FINITE]
+    return Text("0" if judged else UNKNOWN, "dim")
 
 
-def _bar_cell(counts: Mapping[Status, int], units: int, cells: int, *, can_die: bool) -> Cell:
-    raise NotImplementedError
+def _bar_cell(counts: Mapping[Status, int], cells: int, *, can_die: bool) -> Text:
+    if not sum(counts.values()):
+        return Text("not observed", LOOKS[Status.UNOBSERVED].style)
+    if not can_die and counts[Status.ACTIVE] + counts[Status.DORMANT] == sum(counts.values()):
+        return Text("cannot die", "dim")
+    return Text.assemble(*((LOOKS[status].mark * size, LOOKS[status].style) for status, size in bar(counts, cells)))
+
+
+def _folded(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
+    if not rows:
+        return []
+    told = (Status.DEAD, Status.UNPROVEN, Status.NON_FINITE, Status.SATURATED, Status.UNOBSERVED)
+    totals = {status: sum(int(row[status.value]) for row in rows) for status in told}
+    others = [f"{totals[status]:,} {LOOKS[status].meaning}" for status in told if totals[status]]
+    them = f"{listed(others, len(others))} units among them" if others else "all of them sound"
+    return [Text(f"and {plural(len(rows), 'more site')}, {them}", "dim")]
+
+
+def _legend(diagnosis: Diagnosis, rows: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
+    """The marks that occur, as many to a line as fit."""
+    rate = dead_rate(diagnosis)
+    lines: list[Text] = [Text()]
+    for status, look in LOOKS.items():
+        if not any(row[status.value] for row in rows):
+            continue
+        meaning = f"dead: {rate}" if status is Status.DEAD and rate else look.meaning
+        item = Text.assemble((look.mark, look.style), f" {meaning}")
+        if lines[-1].cell_len and lines[-1].cell_len + 3 + item.cell_len > width:
+            lines.append(Text())
+        lines[-1].append("   " if lines[-1].cell_len else "")
+        lines[-1].append_text(item)
+    return lines
