@@ -52,7 +52,7 @@ KINDS: Mapping[str, Callable[[int, int], Row]] = {
     "zero_weights": _silent(0.0, -0.5, 0.0, weight_l2=0.0),
     "constant": _silent(-1.0, -0.5, 0.0),  # dead upstream where a silent site feeds it, else constant inputs
     "normalization": _silent(0.0, -5.0, 4.0, gamma=1.0, beta=-5.0),  # needs norm="batch_norm"
-    "unknown": _silent(0.5, 0.5, 3.0, pre_mean=NAN),
+    "unknown": _silent(-2.0, -2.0, 3.0, pre_mean=NAN),
     "saturated": lambda index, inputs: {"pre_max": 12.0, "pre_min": 7.0, "pre_mean": 9.0, "pre_std": 1.0},  # of ReLU6
     "non_finite": lambda index, inputs: {"non_finite_values": inputs, "pre_mean": NAN, "pre_max": NAN, "pre_min": NAN},
     "unobserved": lambda index, inputs: {"inputs": 0, "positions": 0, "pre_mean": NAN, "pre_max": NAN, "pre_min": NAN},
@@ -91,6 +91,7 @@ def site(
         num_inputs: inputs that reached this site; ``None`` for all of the table's.
         **units: number of units per kind.
     """
+    assert "saturated" not in units or high is not None or rectifier == "ReLU6", "saturated needs an upper edge"
     kinds = tuple(kind for kind, number in units.items() for _ in range(number))
     record = SiteRecord(
         name=name,

@@ -71,10 +71,12 @@ def output_magnitude(post: Tensor, valid: Tensor | None = None) -> Tensor:
     values = _widened(post)
     if valid is not None:
         values = torch.where(valid[:, None, :], values, 0)
+    on_cpu = values.device.type == "cpu"
+    if not on_cpu:
+        values = torch.where(torch.isfinite(values), values, 0)
     total: Tensor = torch.linalg.vector_norm(values, ord=1, dim=2).double().sum(0)
-    if values.device.type == "cpu" and bool(torch.isfinite(total).all()):
-        return total
-    total = torch.linalg.vector_norm(torch.where(torch.isfinite(values), values, 0), ord=1, dim=2).double().sum(0)
+    if on_cpu and not bool(torch.isfinite(total).all()):
+        return output_magnitude(torch.where(torch.isfinite(values), values, 0))
     return total
 
 

@@ -13,7 +13,7 @@ from relu_doctor.reports.coverage import coverage_line, coverage_remarks
 from relu_doctor.reports.lines import paragraph, plain_text, print_lines
 from relu_doctor.reports.site_table import site_lines
 from relu_doctor.reports.verdict import verdict
-from relu_doctor.reports.words import plain_name, plural, ranges, shorten
+from relu_doctor.reports.words import GLUE, plain_name, plural, ranges, shorten
 from relu_doctor.terms import Severity
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def report_lines(diagnosis: Diagnosis, width: int, *, max_findings: int = MAX_FI
 
 
 def _coverage_lines(diagnosis: Diagnosis, width: int) -> list[Text]:
-    lines = paragraph(coverage_line(diagnosis), width)
+    parts = coverage_line(diagnosis).split("; ")  # broken between its parts, where they are short
+    lines = paragraph("; ".join(part.replace(" ", GLUE) if len(part) < width else part for part in parts), width)
     for remark in coverage_remarks(diagnosis):
         lines += paragraph(remark, width, style="dim", indent="  ")
     return lines

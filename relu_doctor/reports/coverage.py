@@ -16,7 +16,7 @@ def coverage_line(diagnosis: Diagnosis) -> str:
     coverage, summary = diagnosis.table.coverage, diagnosis.summary
     kind = "random input" if coverage.random_inputs else "input"
     sites = plural(summary["num_sites"], "site")
-    told = "; ".join(part for part in _reading(diagnosis) if part)
+    told = "; ".join(_reading(diagnosis))
     return f"{summary['num_observed_sites']:,} of {sites} observed on {plural(coverage.num_inputs, kind)} ({told})"
 
 

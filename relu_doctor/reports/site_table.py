@@ -97,7 +97,7 @@ def site_lines(diagnosis: Diagnosis, width: int, *, most: int = MAX_SITES) -> li
         left=[0, len(layout.headings) - 1, *(range(1, 1 + layout.producer + layout.rectifier))],
     )
     lines += _folded([row for index, row in enumerate(rows) if index not in kept])
-    return [*lines, *_legend(diagnosis, shown, width)]
+    return [*lines, *_legend(diagnosis, [row for row in shown if row["site_id"] in mortal or not _all_well(_counts(row))], width)]
 
 
 def bar(counts: Mapping[Status, int], cells: int) -> list[tuple[Status, int]]:
@@ -204,9 +204,13 @@ def _count_cell(status: Status, counts: Mapping[Status, int], units: int, *, can
 def _bar_cell(counts: Mapping[Status, int], cells: int, *, can_die: bool) -> Text:
     if not sum(counts.values()):
         return Text("not observed", LOOKS[Status.UNOBSERVED].style)
-    if not can_die and counts[Status.ACTIVE] + counts[Status.DORMANT] == sum(counts.values()):
+    if not can_die and _all_well(counts):
         return Text("cannot die", "dim")
     return Text.assemble(*((LOOKS[status].mark * size, LOOKS[status].style) for status, size in bar(counts, cells)))
+
+
+def _all_well(counts: Mapping[Status, int]) -> bool:
+    return counts[Status.ACTIVE] + counts[Status.DORMANT] == sum(counts.values())
 
 
 def _folded(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
@@ -222,7 +226,7 @@ def _folded(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
 def _legend(diagnosis: Diagnosis, rows: Sequence[Mapping[str, Any]], width: int) -> list[Text]:
     """The marks that occur, as many to a line as fit."""
     rate = dead_rate(diagnosis)
-    lines: list[Text] = [Text()]
+    lines = [Text()]
     for status, look in LOOKS.items():
         if not any(row[status.value] for row in rows):
             continue
@@ -232,4 +236,4 @@ def _legend(diagnosis: Diagnosis, rows: Sequence[Mapping[str, Any]], width: int)
             lines.append(Text())
         lines[-1].append("   " if lines[-1].cell_len else "")
         lines[-1].append_text(item)
-    return lines
+    return lines if lines[0].cell_len else []

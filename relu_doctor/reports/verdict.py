@@ -178,7 +178,7 @@ def _nothing_can_die(facts: _Facts) -> tuple[str, list[str]]:
     have = "has" if len(names) == 1 else "have"
     units = "the only unit" if facts.all_units == 1 else f"none of the {facts.all_units:,} units"
     can = "cannot" if facts.all_units == 1 else "can"
-    return f"{units} {can} die: {listed(names)} {have} no flat side on which a unit gets stuck.", [_ELSEWHERE]
+    return f"{units} {can} die, since {listed(names)} {have} no flat side on which one could get stuck.", [_ELSEWHERE]
 
 
 def _random(facts: _Facts) -> tuple[str, list[str]]:
@@ -216,8 +216,8 @@ def _unproven(facts: _Facts) -> tuple[str, list[str]]:
 
 
 def _dead(facts: _Facts) -> tuple[str, list[str]]:
-    each = "" if facts.coverage.exhaustive else "it " if facts.dead == 1 else "each "
-    headline = f"{_share(facts.dead, facts)} dead: {each}{facts.dead_rate}; {OFTEN_CITED}."
+    each = "" if facts.coverage.exhaustive or facts.dead == 1 else "each "
+    headline = f"{_share(facts.dead, facts)} dead ({each}{facts.dead_rate}); {OFTEN_CITED}."
     rows = facts.of_status(Status.DEAD)
     it = "It was" if facts.dead == 1 else "They were"
     details = []
@@ -248,9 +248,9 @@ def _sound(facts: _Facts) -> tuple[str, list[str]]:
         headline = f"0 of {seen:,} {observed}units are dead, but {stuck}; {OFTEN_CITED} dead."
         return headline, ["A saturated unit gives one value and passes no gradient either."]
     if seen == 1:
-        headline = f"the only {observed}unit is not dead: it fired; {OFTEN_CITED}."
+        headline = f"the only {observed}unit is not dead, it fired on some of {inputs}; {OFTEN_CITED}."
     else:
-        headline = f"0 of {seen:,} {observed}units are dead: each fired on some of {inputs}; {OFTEN_CITED}."
+        headline = f"0 of {seen:,} {observed}units are dead, each fired on some of {inputs}; {OFTEN_CITED}."
     details = [_ruled_out(fired, facts)]
     if facts.rare:
         limit = percent(facts.diagnosis.config.rare_firing_rate)

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from relu_doctor.text import clean_text
 
 _NAME_LIMIT = 2000  # characters of a name that are looked at before it is shortened to its place
-_GLUE = "\u00a0"  # keeps a number and its sign or unit on one line; printed as a plain space
+GLUE = "\u00a0"  # keeps a number and its sign or unit on one line; printed as a plain space
 
 
 def percent(fraction: float) -> str:
@@ -130,7 +130,7 @@ def wrap(text: str, width: int, *, first: str = "", indent: str = "") -> list[st
         first: what the first line begins with.
         indent: what the others begin with.
     """
-    glued = re.sub(r"(?<=\d) (?=%)|(?<=[<>≤≥]) (?=\d)", _GLUE, text)
+    glued = re.sub(r"(?<=\d) (?=%)|(?<=[<>≤≥]) (?=\d)", GLUE, text)
     lines = textwrap.wrap(
         glued,
         max(width, len(indent) + 10),
@@ -138,4 +138,4 @@ def wrap(text: str, width: int, *, first: str = "", indent: str = "") -> list[st
         subsequent_indent=indent,
         break_on_hyphens=False,
     )
-    return [line.replace(_GLUE, " ") for line in lines]
+    return [line.replace(GLUE, " ") for line in lines]
