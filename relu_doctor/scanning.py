@@ -184,7 +184,7 @@ def observe(model: nn.Module, batches: Iterable[Any] | Tensor, request: ScanRequ
     home = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
     device = request.device or _only_device(model)
     limits = request.config
-    with preserved(model):
+    with torch.inference_mode(False), preserved(model):
         try:
             if request.device is not None and home is not None and home != request.device:
                 model.to(request.device)

@@ -508,5 +508,5 @@ def silent_in_eval_only(case: Case) -> Iterator[Finding]:
                 evidence=f"median largest pre-activation {typical(hit['pre_max'])} in eval, "
                 f"{typical(hit['train_pre_max'])} in train",
                 advice="Stale running statistics: run some hundred batches in train mode without an optimizer step, "
-                "then save again. These units are not dead.",
+                "then save again. It is the statistics that silence these units, not their weights.",
             )

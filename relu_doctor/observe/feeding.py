@@ -117,7 +117,8 @@ class Feeder:
                 )
             args = tuple(batch[: self.required])
             shown = ", ".join(describe(item) for item in args)
-            what = f"the first {len(args)} of {len(batch)} elements: " if len(args) < len(batch) else ""
+            first = "the first" if len(args) == 1 else f"the first {len(args)}"
+            what = f"{first} of {len(batch)} elements: " if len(args) < len(batch) else ""
             return Arguments(args, {}, num_inputs_of(args), what + shown, None)
         raise DataError(
             f"expected batches of tensors, tuples, lists or mappings, found {type(batch).__name__}; "
