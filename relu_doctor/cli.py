@@ -221,9 +221,27 @@ def demo(
     """Train on real handwritten digits four times, scan what was saved, and show the verdicts beside the accuracy."""
     from rich.console import Console
 
-    from relu_doctor.demo.show import show_demo
+    from relu_doctor.demo.running import run_stories, scan_line
+    from relu_doctor.reports.progress import progress_bar
+    from relu_doctor.reports.side_by_side import render_comparison
+    from relu_doctor.reports.verdict import verdict
 
-    show_demo(directory, Console(), seed=seed)
+    with progress_bar("training on 1,437 digits and scanning") as progress:
+        results = list(run_stories(directory, seed=seed, on_progress=progress))
+    console = Console(highlight=False)
+    console.print("Four stories of the same digits; nothing but the optimizer's settings differs.\n")
+    rows = []
+    for result in results:
+        story = result.run.story
+        name = f"{story.name.replace('_', ' ')} ({story.net})"
+        extra = {"accuracy": f"{100 * result.run.accuracy:.1f} %"}
+        rows.append((name, result.after.diagnosis, extra))
+        console.print(f"[bold]{name}[/bold]  {story.settings}, {story.epochs} epochs", soft_wrap=False)
+        console.print(f"  accuracy {extra['accuracy']}; {verdict(result.after.diagnosis).sentence}\n", markup=False)
+    render_comparison(rows, console)
+    console.print(f"\nThe checkpoints are in {directory}. Look closer at any of them:\n", markup=False)
+    for result in results:
+        print(f"{scan_line(result)}\n")
 
 
 def _request(

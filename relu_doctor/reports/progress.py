@@ -42,15 +42,49 @@ def progress_bar(label: str, *, patience: float = PATIENCE) -> Iterator[Callable
 
 
 class _Bar:
-    """A Rich progress bar that is made when it is first shown; shown by a timer, moved by the work."""
+    """A Rich progress bar that is made when it is first shown: shown by a timer, moved by the work."""
 
     def __init__(self, label: str) -> None:
         self._label = clean_text(label, 60)
         self._lock = Lock()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._done, self._total = 0, None if False else None
+        self._done = 0
+        self._total: int | None = None
         self._closed = False
 
     def show(self) -> None:
-        raise NotImplementedError
+        """Start the bar, unless the work is over."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        with self._lock:
+            if self._closed:
+                return
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=False,  # what others print belongs on stdout
+                redirect_stderr=False,
+            )
+            self._task = self._progress.add_task(self._label, total=self._total, completed=self._done)
+            self._progress.start()
+
+    def move(self, done: int, total: int | None) -> None:
+        """Take note of how far the work is."""
+        with self._lock:
+            self._done, self._total = done, total
+            if self._progress is not None and self._task is not None:
+                self._progress.update(self._task, completed=done, total=total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        with self._lock:
+            self._closed = True
+            if self._progress is not None:
+                self._progress.stop()
+                self._progress = None

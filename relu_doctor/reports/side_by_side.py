@@ -12,7 +12,7 @@ from rich.text import Text
 from relu_doctor.reports.console import MAX_WIDTH, MIN_WIDTH, SEVERITY_STYLES
 from relu_doctor.reports.lines import paragraph, print_lines, table_lines
 from relu_doctor.reports.site_table import INAPPLICABLE, LOOKS, UNKNOWN
-from relu_doctor.reports.verdict import OFTEN_CITED, dead_bound, verdict
+from relu_doctor.reports.verdict import dead_bound, verdict
 from relu_doctor.reports.words import percent, plain_name, shorten, upper_percent
 from relu_doctor.terms import Status
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis
 
 Row = tuple[str, "Diagnosis", Mapping[str, str]]
+# Columns that make room for the label, in this order, and how much of it must else be shown.
+_DROPPED = (("step", 28), ("units", 14), ("silent", 12))
 _LEAST_LABEL = 12
-_DROPPED_FIRST = ("step", "units", "silent")  # where there is no room, from left to right
 
 
 def render_comparison(rows: Sequence[Row], console: Console) -> None:
@@ -38,10 +39,10 @@ def comparison_lines(rows: Sequence[Row], width: int) -> list[Text]:
     """The lines of :func:`render_comparison`, fitted to a width between 60 and 110."""
     width = min(max(width, MIN_WIDTH), MAX_WIDTH)
     columns = _columns(rows)
-    for name in _DROPPED_FIRST:
-        if _room(columns, width) >= _LEAST_LABEL:
-            break
-        columns.pop(name, None)
+    longest = max((cell_len(plain_name(label)) for label, _, _ in rows), default=0)
+    for name, wanted in _DROPPED:
+        if _room(columns, width) < min(longest, wanted) and (name != "step" or "epoch" in columns):
+            columns.pop(name, None)
     room = max(_room(columns, width), _LEAST_LABEL)
     labels = [Text(shorten(plain_name(label), room), "bold") for label, _, _ in rows]
     lines = table_lines(
@@ -109,7 +110,7 @@ def _blank(diagnosis: Diagnosis) -> str:
 
 def _notes(diagnoses: Sequence[Diagnosis]) -> list[str]:
     """What the table's words mean: never dead without a rate."""
-    notes = [f"Dead units: {OFTEN_CITED}."]
+    notes = ["Often cited for dead units: 20–50 %."]
     bounds = [bound for diagnosis in diagnoses if (bound := dead_bound(diagnosis)) is not None]
     if bounds:
         sure = percent(min(diagnosis.config.confidence for diagnosis in diagnoses))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -17,6 +17,7 @@ from relu_doctor.terms import Status
 if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis
 
+R = TypeVar("R", bound=Mapping[str, Any])
 MAX_SITES = 40
 
 
@@ -88,16 +89,19 @@ def site_lines(diagnosis: Diagnosis, width: int, *, most: int = MAX_SITES) -> li
     """
     rows = [{str(key): value for key, value in row.items()} for row in diagnosis.sites.to_dict("records")]
     mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
-    kept = _worst(rows, most)
-    shown = [row for index, row in enumerate(rows) if index in kept]
+    shown, folded = worst_sites(rows, most)
     layout = _fit(shown, width)
     lines = table_lines(
         layout.headings,
         [_cells(row, layout, can_die=row["site_id"] in mortal) for row in shown],
         left=[0, len(layout.headings) - 1, *(range(1, 1 + layout.producer + layout.rectifier))],
     )
-    lines += _folded([row for index, row in enumerate(rows) if index not in kept])
-    return [*lines, *_legend(diagnosis, [row for row in shown if row["site_id"] in mortal or not _all_well(_counts(row))], width)]
+    if folded:
+        lines.append(Text(folded_note(folded), "dim"))
+    return [
+        *lines,
+        *_legend(diagnosis, [row for row in shown if row["site_id"] in mortal or not _all_well(_counts(row))], width),
+    ]
 
 
 def bar(counts: Mapping[Status, int], cells: int) -> list[tuple[Status, int]]:
@@ -129,9 +133,14 @@ def _gravity(row: Mapping[str, Any]) -> tuple[float, ...]:
     return (*(number / units for number in grave), float(int(row["num_units"]) == 0))
 
 
-def _worst(rows: Sequence[Mapping[str, Any]], most: int) -> set[int]:
+def worst_sites(rows: Sequence[R], most: int) -> tuple[list[R], list[R]]:
+    """The rows of the sites that are worst off, and those of the others; both in forward order."""
     ranked = sorted(range(len(rows)), key=lambda index: (*(-part for part in _gravity(rows[index])), index))
-    return set(ranked[:most])
+    kept = set(ranked[:most])
+    return (
+        [row for index, row in enumerate(rows) if index in kept],
+        [row for index, row in enumerate(rows) if index not in kept],
+    )
 
 
 def _fit(rows: Sequence[Mapping[str, Any]], width: int) -> _Layout:
@@ -213,14 +222,13 @@ def _all_well(counts: Mapping[Status, int]) -> bool:
     return counts[Status.ACTIVE] + counts[Status.DORMANT] == sum(counts.values())
 
 
-def _folded(rows: Sequence[Mapping[str, Any]]) -> list[Text]:
-    if not rows:
-        return []
+def folded_note(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is told of the sites that a table leaves out: ``and 20 more sites, all of them sound``."""
     told = (Status.DEAD, Status.UNPROVEN, Status.NON_FINITE, Status.SATURATED, Status.UNOBSERVED)
     totals = {status: sum(int(row[status.value]) for row in rows) for status in told}
     others = [f"{totals[status]:,} {LOOKS[status].meaning}" for status in told if totals[status]]
     them = f"{listed(others, len(others))} units among them" if others else "all of them sound"
-    return [Text(f"and {plural(len(rows), 'more site')}, {them}", "dim")]
+    return f"and {plural(len(rows), 'more site')}, {them}"
 
 
 def _legend(diagnosis: Diagnosis, rows: Sequence[Mapping[str, Any]], width: int) -> list[Text]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from relu_doctor.diagnose.evidence import firing_rate_upper
+from relu_doctor.reports.facts import Facts
 from relu_doctor.reports.words import listed, lower_percent, percent, plain_name, plural, shorten, upper_percent
 from relu_doctor.terms import Severity, Status
 
@@ -48,7 +48,7 @@ class Verdict:
 
 def verdict(diagnosis: Diagnosis) -> Verdict:
     """The verdict on a whole model in words."""
-    facts = _Facts(diagnosis)
+    facts = Facts(diagnosis)
     label, severity = _label(facts)
     if severity is Severity.NON_FINITE:
         headline, details = _non_finite(facts)
@@ -71,73 +71,23 @@ def verdict(diagnosis: Diagnosis) -> Verdict:
 
 def severity_label(diagnosis: Diagnosis) -> str:
     """The verdict's label alone, for a column."""
-    return _label(_Facts(diagnosis))[0]
+    return _label(Facts(diagnosis))[0]
 
 
 def dead_rate(diagnosis: Diagnosis) -> str:
     """What ``dead`` means in a diagnosis: ``fires on < 0.584 % of inputs``. Empty where no unit is dead."""
-    return _Facts(diagnosis).dead_rate
+    return Facts(diagnosis).dead_rate
 
 
-class _Facts:
-    """The numbers that sentences are made of, over the units that can die."""
-
-    def __init__(self, diagnosis: Diagnosis) -> None:
-        self.diagnosis = diagnosis
-        self.summary = diagnosis.summary
-        self.coverage = diagnosis.table.coverage
-        mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
-        self.sites = diagnosis.sites[diagnosis.sites["site_id"].isin(mortal)]
-        self.units = diagnosis.units[diagnosis.units["site_id"].isin(mortal)]
-        self.num_units = int(self.summary["num_units"])
-        self.all_units = self.num_units + int(self.summary["num_other_units"])
-        self.num_inputs = self.coverage.num_inputs
-        self.random = self.coverage.random_inputs
-        counts = {status: int(self.sites[status.value].sum()) for status in Status}
-        self.dead, self.unproven = counts[Status.DEAD], counts[Status.UNPROVEN]
-        self.saturated, self.rare, self.dormant = (
-            counts[status] for status in (Status.SATURATED, Status.RARE, Status.DORMANT)
-        )
-        self.unobserved, self.broken = counts[Status.UNOBSERVED], counts[Status.NON_FINITE]
-        self.silent = self.dead + self.unproven
-        self.silent_fraction = self.silent / self.num_units if self.num_units else 0.0
-
-    def of_status(self, *statuses: Status) -> pd.DataFrame:
-        """The units of some statuses."""
-        return self.units[self.units["status"].isin([status.value for status in statuses])]
-
-    @property
-    def confidence(self) -> str:
-        """``95 % sure``."""
-        return f"{percent(self.diagnosis.config.confidence)} sure"
-
-    @property
-    def together(self) -> str:
-        """Over how many units a bound holds."""
-        return (
-            f"{self.confidence}, over all {self.num_units:,} units together" if self.num_units > 1 else self.confidence
-        )
-
-    @cached_property
-    def dead_rate(self) -> str:
-        rows = self.of_status(Status.DEAD)
-        if not len(rows):
-            return ""
-        if self.coverage.exhaustive:
-            return f"silent on {self.silent_on(rows)} there are"
-        return f"fires on < {upper_percent(float(rows['firing_rate_upper'].max()))} of inputs"
-
-    def silent_on(self, rows: pd.DataFrame) -> str:
-        """``all 150 of 150 inputs`` where a set was read to its end, else ``all 1,500 inputs``."""
-        seen = rows["inputs"]
-        if not len(rows) or int(seen.min()) != int(seen.max()) or int(seen.max()) != self.num_inputs:
-            return "every input that reached them"
-        if self.coverage.read_to_end:
-            return f"all {self.num_inputs:,} of {plural(self.num_inputs, 'input')}"
-        return f"all {plural(self.num_inputs, 'input')} read"
+def dead_bound(diagnosis: Diagnosis) -> float | None:
+    """The largest upper bound on the firing rate of a dead unit; ``None`` where none is dead or no bound is meant."""
+    rows = Facts(diagnosis).of_status(Status.DEAD)
+    if not len(rows) or diagnosis.table.coverage.exhaustive:
+        return None
+    return float(rows["firing_rate_upper"].max())
 
 
-def _label(facts: _Facts) -> tuple[str, Severity]:
+def _label(facts: Facts) -> tuple[str, Severity]:
     severity = Severity(facts.summary["severity"])
     if severity is Severity.NON_FINITE:
         return "not finite", severity
@@ -152,7 +102,7 @@ def _label(facts: _Facts) -> tuple[str, Severity]:
     return severity.value, severity
 
 
-def _non_finite(facts: _Facts) -> tuple[str, list[str]]:
+def _non_finite(facts: Facts) -> tuple[str, list[str]]:
     hit = int(facts.summary["non_finite"])
     if hit == facts.all_units:
         reached = "the only unit" if hit == 1 else f"all {hit:,} units"
@@ -161,10 +111,11 @@ def _non_finite(facts: _Facts) -> tuple[str, list[str]]:
         headline = (
             f"NaN or Inf reached {hit:,} of {facts.all_units:,} units; whether those would be dead cannot be said."
         )
-    details = [
+    warning = (
         "Training diverged, or the data overflow. NaN is neither firing nor silence: a count that takes no notice "
         "calls such a network 0 % or 100 % dead, and both are wrong."
-    ]
+    )
+    details = [warning]
     rest = facts.num_units - facts.broken - facts.unobserved
     if rest > 0:
         parts = [f"{facts.dead:,} dead" + (f" ({facts.dead_rate})" if facts.dead else "")]
@@ -173,7 +124,7 @@ def _non_finite(facts: _Facts) -> tuple[str, list[str]]:
     return headline, details
 
 
-def _nothing_can_die(facts: _Facts) -> tuple[str, list[str]]:
+def _nothing_can_die(facts: Facts) -> tuple[str, list[str]]:
     names = list(dict.fromkeys(plain_name(site.rectifier) for site in facts.diagnosis.table.sites))
     have = "has" if len(names) == 1 else "have"
     units = "the only unit" if facts.all_units == 1 else f"none of the {facts.all_units:,} units"
@@ -181,19 +132,16 @@ def _nothing_can_die(facts: _Facts) -> tuple[str, list[str]]:
     return f"{units} {can} die, since {listed(names)} {have} no flat side on which one could get stuck.", [_ELSEWHERE]
 
 
-def _random(facts: _Facts) -> tuple[str, list[str]]:
+def _random(facts: Facts) -> tuple[str, list[str]]:
     details = ["Random inputs prove nothing about real ones, however many there are: scan with real data."]
     inputs = plural(facts.num_inputs, "random input")
     if not facts.silent:
         return f"no unit was silent on {inputs}, which says little about real ones; {OFTEN_CITED} dead.", details
-    return (
-        f"{_share(facts.silent, facts)} silent on {inputs}: 0 proved dead, {facts.unproven:,} unproven; "
-        f"{OFTEN_CITED} dead.",
-        details + _worst(facts),
-    )
+    counts = f"0 proved dead, {facts.unproven:,} unproven"
+    return f"{_share(facts.silent, facts)} silent on {inputs}: {counts}; {OFTEN_CITED} dead.", details + _worst(facts)
 
 
-def _unproven(facts: _Facts) -> tuple[str, list[str]]:
+def _unproven(facts: Facts) -> tuple[str, list[str]]:
     needed = int(facts.summary["inputs_needed"])
     proved = f"{facts.dead:,} proved dead" + (f" ({facts.dead_rate})" if facts.dead else "")
     headline = (
@@ -204,10 +152,8 @@ def _unproven(facts: _Facts) -> tuple[str, list[str]]:
     still = upper_percent(float(rows["firing_rate_upper"].max()))
     fact = ", a fact about this set" if facts.coverage.read_to_end else ""
     owner = "The unproven one was" if len(rows) == 1 else f"The {len(rows):,} unproven ones were"
-    details = [
-        f"{owner} silent on {facts.silent_on(rows)}{fact}, yet may still fire on up to {still} of inputs to come "
-        f"({facts.together})."
-    ]
+    silent = f"{owner} silent on {facts.silent_on(rows)}{fact}"
+    details = [f"{silent}, yet may still fire on up to {still} of inputs to come ({facts.together})."]
     if facts.coverage.distinct_inputs >= needed:
         details.append(
             f"Not every input reached them, or a stricter limit is set for them: {needed:,} must reach each."
@@ -215,7 +161,7 @@ def _unproven(facts: _Facts) -> tuple[str, list[str]]:
     return headline, details + _worst(facts)
 
 
-def _dead(facts: _Facts) -> tuple[str, list[str]]:
+def _dead(facts: Facts) -> tuple[str, list[str]]:
     each = "" if facts.coverage.exhaustive or facts.dead == 1 else "each "
     headline = f"{_share(facts.dead, facts)} dead ({each}{facts.dead_rate}); {OFTEN_CITED}."
     rows = facts.of_status(Status.DEAD)
@@ -234,11 +180,13 @@ def _dead(facts: _Facts) -> tuple[str, list[str]]:
     details += _worst(facts)
     mild = facts.diagnosis.config.mild_fraction
     if facts.silent_fraction < mild and not facts.saturated:
-        details.append(f"Under {percent(mild)} and not growing, nothing needs to be done (a rule of thumb). {_ELSEWHERE}")
+        details.append(
+            f"Under {percent(mild)} and not growing, nothing needs to be done (a rule of thumb). {_ELSEWHERE}"
+        )
     return headline, details
 
 
-def _sound(facts: _Facts) -> tuple[str, list[str]]:
+def _sound(facts: Facts) -> tuple[str, list[str]]:
     fired = facts.of_status(Status.ACTIVE, Status.RARE, Status.DORMANT)
     seen = facts.num_units - facts.unobserved
     observed = "observed " if facts.unobserved else ""
@@ -262,9 +210,9 @@ def _sound(facts: _Facts) -> tuple[str, list[str]]:
     return headline, [*details, _ELSEWHERE]
 
 
-def _ruled_out(fired: pd.DataFrame, facts: _Facts) -> str:
+def _ruled_out(fired: pd.DataFrame, facts: Facts) -> str:
     """What a sound scan excludes, with its bound."""
-    least = fired.loc[fired["firing_rate"].idxmin()]
+    least = fired.sort_values("firing_rate").iloc[0]
     rarest = f"the least active fired on {int(least['inputs_fired']):,} of {plural(int(least['inputs']), 'input')}"
     # The same Clopper–Pearson bound, read from the other side: silences instead of firings. Repeated inputs have no
     # known share among the firings, so with any no bound is given.
@@ -276,17 +224,18 @@ def _ruled_out(fired: pd.DataFrame, facts: _Facts) -> str:
     repeated = facts.coverage.distinct_inputs < facts.coverage.num_inputs
     if repeated or bound < _LEAST_TELLING:
         return f"Ruled out: dead units, NaN and Inf; {rarest}."
-    return f"Ruled out: dead units, NaN and Inf; {rarest}, and every unit fires on > {lower_percent(bound)} ({facts.together})."
+    every = f"every unit fires on > {lower_percent(bound)} of inputs ({facts.together})"
+    return f"Ruled out: dead units, NaN and Inf; {rarest}, and {every}."
 
 
-def _share(part: int, facts: _Facts) -> str:
+def _share(part: int, facts: Facts) -> str:
     """``60 of 320 units (18.8 %) are``."""
     if part == facts.num_units:
         return "the only unit is" if part == 1 else f"all {part:,} units (100 %) are"
     return f"{part:,} of {facts.num_units:,} units ({percent(part / facts.num_units)}) {'is' if part == 1 else 'are'}"
 
 
-def _worst(facts: _Facts) -> list[str]:
+def _worst(facts: Facts) -> list[str]:
     """Which sites are wholly silent, or else which one has the largest part of its units silent."""
     sites = facts.sites[facts.sites["silent"] > 0]
     if len(facts.sites) < 2 or not len(sites):
@@ -295,7 +244,7 @@ def _worst(facts: _Facts) -> list[str]:
     if names:
         which = "Every unit of" if len(names) == 1 else "All units of"
         return [f"{which} {listed(names)} {'is' if len(names) == 1 else 'are'} silent: nothing passes there."]
-    worst = sites.loc[sites["silent_fraction"].idxmax()]
+    worst = sites.sort_values("silent_fraction", ascending=False, kind="stable").iloc[0]
     part, whole = int(worst["silent"]), int(worst["num_units"])
     if len(sites) == 1:
         return (
@@ -304,7 +253,7 @@ def _worst(facts: _Facts) -> list[str]:
     return [f"Most in {_quotable(worst['site'])}: {part:,} of {whole:,} silent ({percent(part / whole)})."]
 
 
-def _not_seen(facts: _Facts) -> list[str]:
+def _not_seen(facts: Facts) -> list[str]:
     names = [_quotable(name) for name in facts.summary["unobserved_sites"]]
     if not names:
         return []

@@ -1,0 +1,175 @@
+"""Diagnoses for TensorBoard: fractions per site and in all, histograms of firing rates, verdict and findings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pandas as pd
+
+from relu_doctor.errors import OutputError
+from relu_doctor.reports.coverage import coverage_line, coverage_remarks
+from relu_doctor.reports.verdict import verdict
+from relu_doctor.reports.words import plain_name, plural, ranges
+from relu_doctor.terms import Status
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from relu_doctor.diagnose.diagnosis import Diagnosis
+
+_ALL = "relu_doctor"
+_SITES = "relu_doctor_sites"
+_UNKNOWN = (Status.UNOBSERVED.value, Status.NON_FINITE.value)
+_EDGES = np.linspace(0, 1, 41)  # of the histograms of firing rates
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
+_TAG = re.compile(r"[^\w.#()-]+")
+_MAX_FINDINGS = 50
+
+
+class TensorBoardSink:
+    """Writes diagnoses as event files that TensorBoard shows. A context manager; closing twice is fine.
+
+    Per diagnosis: scalars ``relu_doctor/dead_fraction``, ``silent_fraction`` and ``non_finite_fraction``, the same per
+    site under ``relu_doctor_sites/<site>/``, histograms ``firing_rate`` of units, and the texts ``relu_doctor/verdict``
+    and ``relu_doctor/findings``. A fraction is NaN where nothing is known of the units, so that a diverged network
+    shows a gap, not 0.
+
+    Args:
+        log_dir: made where it is missing.
+
+    Raises:
+        OutputError: the directory cannot be written to.
+
+    Example:
+        >>> with TensorBoardSink("runs/scan") as sink:  # doctest: +SKIP
+        ...     sink.write(diagnosis, step=1200)
+    """
+
+    def __init__(self, log_dir: str | Path) -> None:
+        self.log_dir = Path(log_dir)
+        self._writer: SummaryWriter | None = None
+        try:
+            self.log_dir.mkdir(parents=True, exist_ok=True)
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(log_dir=str(self.log_dir))
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def write(self, diagnosis: Diagnosis, step: int) -> None:
+        """Write one diagnosis at a training step.
+
+        Raises:
+            OutputError: the event file cannot be written.
+            ValueError: the sink is closed.
+        """
+        if self._writer is None:
+            raise ValueError("expected an open TensorBoardSink, found a closed one; write inside its with block.")
+        try:
+            self._write(self._writer, diagnosis, step)
+            self._writer.flush()
+        except OSError as error:
+            raise self._cannot_write(error) from error
+
+    def close(self) -> None:
+        """Finish the event file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            try:
+                writer.close()
+            except OSError as error:
+                raise self._cannot_write(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _cannot_write(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"cannot write TensorBoard events to '{plain_name(self.log_dir)}': {error.strerror or error}; "
+            "give a directory that can be written to."
+        )
+
+    def _write(self, writer: SummaryWriter, diagnosis: Diagnosis, step: int) -> None:
+        mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
+        units = diagnosis.units
+        own = units[units["site_id"].isin(mortal)]
+        _scalars(writer, _ALL, _fractions(own), step)
+        _histogram(writer, _ALL, own, step)
+        tags = _site_tags(diagnosis)
+        for site_id, rows in units.groupby("site_id", sort=False):
+            if site_id in mortal:
+                _scalars(writer, tags[str(site_id)], _fractions(rows), step)
+            _histogram(writer, tags[str(site_id)], rows, step)
+        writer.add_text(f"{_ALL}/verdict", verdict_markdown(diagnosis), step)
+        writer.add_text(f"{_ALL}/findings", findings_markdown(diagnosis), step)
+
+
+def verdict_markdown(diagnosis: Diagnosis) -> str:
+    """Coverage and verdict as Markdown, names escaped."""
+    said = verdict(diagnosis)
+    lines = [f"**{_escape(said.sentence)}**", *map(_escape, said.details), _escape(coverage_line(diagnosis))]
+    return "\n\n".join([*lines, *map(_escape, coverage_remarks(diagnosis))])
+
+
+def findings_markdown(diagnosis: Diagnosis) -> str:
+    """The findings as a Markdown list, names escaped."""
+    if not diagnosis.findings:
+        return "No findings."
+    lines = []
+    for finding in diagnosis.findings[:_MAX_FINDINGS]:
+        place = f"{finding.site}: " if finding.site else ""
+        parts = [f"**{_escape(finding.code)}** {_escape(place + finding.title)}"]
+        parts += [_escape(finding.evidence)] if finding.evidence else []
+        parts += [f"units {_escape(ranges(finding.unit_indices, 20))}"] if finding.unit_indices else []
+        parts += [f"*{_escape(finding.advice)}*"] if finding.advice else []
+        lines.append("- " + "  \n  ".join(parts))
+    if rest := len(diagnosis.findings) - _MAX_FINDINGS:
+        lines += [f"- and {plural(rest, 'more finding')}"] if rest > 0 else []
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", plain_name(text))
+
+
+def _site_tags(diagnosis: Diagnosis) -> dict[str, str]:
+    """A tag per ``site_id``: the site's name as it is where that can be, and never one tag for two sites."""
+    tags: dict[str, str] = {}
+    for site in diagnosis.table.sites:
+        name = _TAG.sub("_", plain_name(site.name))[:200] or "_"
+        tag = f"{_SITES}/{name}"
+        tags[site.site_id] = tag if tag not in tags.values() else f"{tag}_{_TAG.sub('_', site.site_id)}"
+    return tags
+
+
+def _fractions(rows: pd.DataFrame) -> dict[str, float]:
+    """Of all units; NaN where of none is known whether it fired."""
+    status = rows["status"]
+    known = bool((~status.isin(_UNKNOWN)).any())
+    wanted = {"dead_fraction": [Status.DEAD.value], "silent_fraction": [Status.DEAD.value, Status.UNPROVEN.value]}
+    found = {name: float(status.isin(values).mean()) if known else float("nan") for name, values in wanted.items()}
+    return {**found, "non_finite_fraction": float((status == Status.NON_FINITE.value).mean())}
+
+
+def _scalars(writer: SummaryWriter, tag: str, values: dict[str, float], step: int) -> None:
+    add: Any = writer.add_scalar
+    for name, value in values.items():
+        add(f"{tag}/{name}", value, step)
+
+
+def _histogram(writer: SummaryWriter, tag: str, rows: pd.DataFrame, step: int) -> None:
+    rates = rows.loc[~rows["status"].isin(_UNKNOWN), "firing_rate"].to_numpy(float)
+    rates = rates[np.isfinite(rates)]
+    if len(rates):
+        add: Any = writer.add_histogram
+        add(f"{tag}/firing_rate", rates, step, bins=_EDGES)
