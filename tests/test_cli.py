@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
 from relu_doctor import Diagnosis, cli
 from relu_doctor.demo.stories import STORIES
 from relu_doctor.demo.training import train_story
@@ -149,7 +150,12 @@ def test_a_saved_diagnosis_is_the_json_of_the_command(run, runs, tmp_path):
 
 @pytest.mark.parametrize(
     ("gate", "code"),
-    [(("--fail-over", 0.9), 0), (("--fail-over", 0.2), 1), (("--fail-over-total", 0.2), 1), (("--fail-over-total", 0.95), 0)],
+    [
+        (("--fail-over", 0.9), 0),
+        (("--fail-over", 0.2), 1),
+        (("--fail-over-total", 0.2), 1),
+        (("--fail-over-total", 0.95), 0),
+    ],
 )
 def test_gates_fail_on_dead_units(run, runs, gate, code):
     """0 passed, 1 failed."""
@@ -176,16 +182,19 @@ def test_random_inputs_are_said_in_every_verdict(run, runs):
     """A verdict on random numbers says so."""
     result = scan_mlp(run, runs["quietly_sick-mlp"][-1], data="random:1x8x8")
     assert "random" in result.out
-    assert json.loads(
-        scan_mlp(run, runs["quietly_sick-mlp"][-1], "--format", "json", data="random:1x8x8").out
-    )["diagnoses"][0]["summary"]["dead"] == 0
+    assert (
+        json.loads(scan_mlp(run, runs["quietly_sick-mlp"][-1], "--format", "json", data="random:1x8x8").out)[
+            "diagnoses"
+        ][0]["summary"]["dead"]
+        == 0
+    )
 
 
 def test_max_inputs_auto_stops_where_the_bound_needs_no_more(run, runs):
-    """320 units at 1 % need 872 inputs."""
+    """320 units at 1 % need 873 inputs: ln(0.05 / 320) / ln(0.99)."""
     found = json.loads(scan_mlp(run, runs["sound-mlp"][-1], "--max-inputs", "auto", "--format", "json").out)
     summary = found["diagnoses"][0]["summary"]
-    assert summary["num_inputs"] == summary["inputs_needed"] == 872
+    assert summary["num_inputs"] == summary["inputs_needed"] == 873
 
 
 def test_tensorboard_shows_the_verdict_at_the_step_of_the_checkpoint(run, runs, tmp_path):
@@ -283,7 +292,9 @@ class TestBadInput:
         assert "linear1.weight" in sentence
         assert "conv1" in sentence
 
-    @pytest.mark.parametrize("spec", ["nowhere.at_all:make", "relu_doctor.demo.models:make_mpl", "os:getcwd", "nocolon"])
+    @pytest.mark.parametrize(
+        "spec", ["nowhere.at_all:make", "relu_doctor.demo.models:make_mpl", "os:getcwd", "nocolon"]
+    )
     def test_a_factory_that_cannot_be_had(self, run, good, spec):
         assert "--model" in one_sentence(run("scan", good, "--model", spec, "--data", DATA))
 

@@ -57,24 +57,30 @@ _WALK_LIMIT = 200_000  # nodes; a graph this large behind one rectifier is a loo
 def graph_without_tensors() -> Iterator[None]:
     """Build autograd graphs that keep no activation alive: only shapes are saved, random values are handed out.
 
+    Indices are kept as they are.
+
     Gradients read from such a graph tell where values flow (zero or not) and which way, not how much, wherever an
     operation scales by a saved tensor. Shape operations, sums and additive parameters need none and stay exact.
     """
-    generators: dict[torch.device, torch.Generator] = {}
+    count = 0
 
-    def pack(tensor: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
-        return tensor.shape, tensor.dtype, tensor.device
+    def pack(tensor: Tensor) -> Tensor | tuple[int, torch.Size, torch.dtype, torch.device]:
+        nonlocal count
+        count += 1
+        if not tensor.dtype.is_floating_point and tensor.dtype != torch.bool and not tensor.is_complex():
+            return tensor  # indices say which unit goes where
+        return count, tensor.shape, tensor.dtype, tensor.device
 
-    def unpack(saved: tuple[torch.Size, torch.dtype, torch.device]) -> Tensor:
-        shape, dtype, device = saved
-        if not dtype.is_floating_point:
-            return (
-                torch.ones(shape, dtype=dtype, device=device)
-                if dtype == torch.bool
-                else torch.zeros(shape, dtype=dtype, device=device)
-            )
-        generator = generators.setdefault(device, torch.Generator(device).manual_seed(0))
-        return torch.empty(shape, dtype=dtype, device=device).uniform_(0.5, 1.5, generator=generator)
+    def unpack(saved: Tensor | tuple[int, torch.Size, torch.dtype, torch.device]) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        seed, shape, dtype, device = saved
+        generator = torch.Generator(device).manual_seed(seed)  # the same values each time: questions are compared
+        if dtype == torch.bool:
+            return torch.rand(shape, device=device, generator=generator) < 0.5  # a mask lets both sides through
+        parts = dtype.to_real() if dtype.is_complex else dtype
+        values = torch.empty(shape, dtype=parts, device=device).uniform_(0.5, 1.5, generator=generator)
+        return values.to(dtype)
 
     with saved_tensors_hooks(pack, unpack):
         yield

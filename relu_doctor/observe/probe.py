@@ -506,8 +506,7 @@ class _Discovering(_Mode):
         provenance = self.graph.provenance(edge) if edge is not None else Provenance([], (), True, 0)
         site: ActivationSite | None = None
         if provenance.sources or name not in GENERIC:
-            inputs = tuple(e for source in all_sources(provenance.sources) for e in source.inputs)
-            feeding = sorted(self.graph.feeding(inputs) | set(provenance.summands))
+            feeding = sorted(self.graph.feeding(() if edge is None else (edge,)))
             feeds = tuple(
                 dict.fromkeys(found.site_id for call in feeding if (found := self.calls[call].site) is not None)
             )

@@ -24,7 +24,7 @@ _ALL = "relu_doctor"
 _SITES = "relu_doctor_sites"
 _UNKNOWN = (Status.UNOBSERVED.value, Status.NON_FINITE.value)
 _EDGES = np.linspace(0, 1, 41)  # of the histograms of firing rates
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&-])")
+_MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#+!|~&-]")
 _TAG = re.compile(r"[^\w.#()-]+")
 _MAX_FINDINGS = 50
 
@@ -103,12 +103,15 @@ class TensorBoardSink:
         mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
         units = diagnosis.units
         own = units[units["site_id"].isin(mortal)]
-        _scalars(writer, _ALL, _fractions(own), step)
+        non_finite = {"non_finite_fraction": _share_of(units, Status.NON_FINITE)}
+        _scalars(writer, _ALL, {**_fractions(own), **non_finite}, step)
         _histogram(writer, _ALL, own, step)
         tags = _site_tags(diagnosis)
         for site_id, rows in units.groupby("site_id", sort=False):
-            if site_id in mortal:
-                _scalars(writer, tags[str(site_id)], _fractions(rows), step)
+            non_finite = {"non_finite_fraction": _share_of(rows, Status.NON_FINITE)}
+            _scalars(
+                writer, tags[str(site_id)], {**(_fractions(rows) if site_id in mortal else {}), **non_finite}, step
+            )
             _histogram(writer, tags[str(site_id)], rows, step)
         writer.add_text(f"{_ALL}/verdict", verdict_markdown(diagnosis), step)
         writer.add_text(f"{_ALL}/findings", findings_markdown(diagnosis), step)
@@ -139,7 +142,8 @@ def findings_markdown(diagnosis: Diagnosis) -> str:
 
 
 def _escape(text: str) -> str:
-    return _MARKDOWN.sub(r"\\\1", plain_name(text))
+    """Markup as character references: which backslashes Markdown obeys differs between its readers."""
+    return _MARKDOWN.sub(lambda found: f"&#{ord(found.group())};", plain_name(text))
 
 
 def _site_tags(diagnosis: Diagnosis) -> dict[str, str]:
@@ -154,11 +158,14 @@ def _site_tags(diagnosis: Diagnosis) -> dict[str, str]:
 
 def _fractions(rows: pd.DataFrame) -> dict[str, float]:
     """Of all units; NaN where of none is known whether it fired."""
-    status = rows["status"]
-    known = bool((~status.isin(_UNKNOWN)).any())
-    wanted = {"dead_fraction": [Status.DEAD.value], "silent_fraction": [Status.DEAD.value, Status.UNPROVEN.value]}
-    found = {name: float(status.isin(values).mean()) if known else float("nan") for name, values in wanted.items()}
-    return {**found, "non_finite_fraction": float((status == Status.NON_FINITE.value).mean())}
+    if bool(rows["status"].isin(_UNKNOWN).all()):
+        return {"dead_fraction": float("nan"), "silent_fraction": float("nan")}
+    dead = _share_of(rows, Status.DEAD)
+    return {"dead_fraction": dead, "silent_fraction": dead + _share_of(rows, Status.UNPROVEN)}
+
+
+def _share_of(rows: pd.DataFrame, status: Status) -> float:
+    return float((rows["status"] == status.value).mean()) if len(rows) else 0.0
 
 
 def _scalars(writer: SummaryWriter, tag: str, values: dict[str, float], step: int) -> None:
