@@ -291,10 +291,11 @@ class _Scanner:
         def sample() -> object:
             return run(*head_of((args, kwargs), SAMPLE))
 
+        # Where a tensor has another first axis (edges between nodes, say), a part of the rest may not fit it.
+        rows = {len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.dim()}
+        can_sample = rows == {reading.num_inputs} and (reading.num_inputs or 0) > SAMPLE
         try:
-            self.probe.observe(
-                run, reading, phase=phase.value, sample=sample if (reading.num_inputs or 0) > SAMPLE else None
-            )
+            self.probe.observe(run, reading, phase=phase.value, sample=sample if can_sample else None)
         except ReLUDoctorError:
             raise
         except Exception as error:

@@ -130,7 +130,9 @@ class Case:
             assert len(calls) == len(names), f"{self.name}: the oracle saw {len(calls)} calls, expected {len(names)}"
             grouped: dict[str, list[Tensor]] = {}
             for name, pre in zip(names, calls, strict=True):
-                grouped.setdefault(name, []).append(self[name].arrange(pre.float() if pre.dtype == torch.bfloat16 else pre, num_inputs))
+                grouped.setdefault(name, []).append(
+                    self[name].arrange(pre.float() if pre.dtype == torch.bfloat16 else pre, num_inputs)
+                )
             for name, pres in grouped.items():
                 seen.setdefault(name, Seen()).add(first, pres)
             first += num_inputs
@@ -179,7 +181,9 @@ def clone(batch: Any) -> Any:
     return batch
 
 
-def normal(*shape: int, sizes: Sequence[int] = SIZES, seed: int = 1, dtype: torch.dtype = torch.float32) -> Callable[[], list[Any]]:
+def normal(
+    *shape: int, sizes: Sequence[int] = SIZES, seed: int = 1, dtype: torch.dtype = torch.float32
+) -> Callable[[], list[Any]]:
     """Batches of standard-normal inputs."""
 
     def make() -> list[Any]:

@@ -23,7 +23,7 @@ from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from relu_doctor.observe.graph import Edge, GraphReader, Provenance, all_sources, graph_without_tensors
+from relu_doctor.observe.graph import Edge, GraphReader, Provenance, graph_without_tensors
 from relu_doctor.observe.guard import gradients_required
 from relu_doctor.observe.kernels import CallSummary, count_inputs, output_magnitude, summarize, summarize_minimal
 from relu_doctor.observe.layout import Layout, Sample, arrange, read_layout, valid_positions
@@ -378,6 +378,9 @@ class _Mode(TorchFunctionMode):
         if known is None:
             self._note_parameters(args, kwargs)
             return self.call(func, args, kwargs)
+        if torch._C._functorch.is_functorch_wrapped_tensor(known[2]):
+            self.probe.note(f"{known[0]}() inside torch.func (vmap, grad, …) was not observed")
+            return func(*args, **kwargs)
         self.before(*known)
         result = func(*args, **kwargs)
         self.after(result)

@@ -110,14 +110,15 @@ def _finding_lines(findings: Sequence[Finding], diagnosis: Diagnosis, width: int
 
 def _one(finding: Finding, width: int, first: str, num_units: int | None) -> list[Text]:
     indent = " " * len(first)
+    deeper = indent + "  "
     place = f"{shorten(plain_name(finding.site), 40)}: " if finding.site else ""
     lines = paragraph(place + _clean(finding.title), width, style="bold", first=first, indent=indent)
     lines[0].stylize("cyan", 0, len(first))
     if finding.evidence:
-        lines += paragraph(_clean(finding.evidence), width, style="dim", first=indent, indent=indent)
+        lines += paragraph(_clean(finding.evidence), width, style="dim", first=deeper, indent=deeper)
     if finding.unit_indices and len(finding.unit_indices) != num_units:
         word = "unit " if len(finding.unit_indices) == 1 else "units "
-        lines += paragraph(word + ranges(finding.unit_indices), width, style="dim", first=indent, indent=indent)
+        lines += paragraph(word + ranges(finding.unit_indices), width, style="dim", first=deeper, indent=deeper)
     return lines
 
 

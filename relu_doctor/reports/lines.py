@@ -10,7 +10,7 @@ from rich.text import Text
 from relu_doctor.reports.words import wrap
 
 # One cell each, so that columns stay aligned where the output's encoding has no such characters.
-_PLAIN = str.maketrans(
+STAND_INS = str.maketrans(
     {"█": "#", "▒": "%", "·": ".", "–": "-", "—": "-", "…": "~", "→": ">", "─": "-", "×": "x", "≤": "<", "≥": ">"}
     | {"‘": "'", "’": "'", "“": '"', "”": '"', "β": "b", "γ": "g", "τ": "t", "−": "-"}
 )
@@ -53,7 +53,7 @@ def print_lines(lines: Iterable[Text], console: Console) -> None:
     for line in lines:
         if not encoding.lower().startswith("utf"):
             line = line.copy()
-            line.plain = line.plain.translate(_PLAIN).encode(encoding, "replace").decode(encoding)
+            line.plain = line.plain.translate(STAND_INS).encode(encoding, "replace").decode(encoding)
         console.print(line, soft_wrap=True, highlight=False)
 
 
