@@ -153,7 +153,7 @@ def scan(
             "--data is missing: give inputs as a .npy, .npz, .pt or .csv file, package.module:function, or "
             "random:3x32x32."
         )
-    _check_output(output)
+    _check_output(output, tensorboard)
     model_spec, data_spec = model, data
 
     from relu_doctor.checkpoints.data import open_data
@@ -294,21 +294,21 @@ def _request(
     )
 
 
-def _check_output(output: Path | None) -> None:
+def _check_output(output: Path | None, tensorboard: Path | None) -> None:
     """Refuse before the scan what could not be written after it."""
-    if output is None:
-        return
-    folder = output.parent
-    if (
-        output.is_dir()
-        or not folder.is_dir()
-        or not os.access(folder, os.W_OK)
-        or (output.exists() and not os.access(output, os.W_OK))
-    ):
+    if output is not None and (output.is_dir() or not _writable(output if output.exists() else output.parent)):
         _fail(
             f"--output {clean_text(output)} cannot be written: give a file in a folder that exists and "
             "can be written to."
         )
+    if tensorboard is not None:
+        nearest = next(folder for folder in (tensorboard, *tensorboard.absolute().parents) if folder.exists())
+        if not nearest.is_dir() or not _writable(nearest):
+            _fail(f"--tensorboard {clean_text(tensorboard)} cannot be written: give a folder that can be written to.")
+
+
+def _writable(path: Path) -> bool:
+    return path.exists() and os.access(path, os.W_OK)
 
 
 class _warnings_as_notes:  # noqa: N801 a context manager that reads as a verb

@@ -154,7 +154,7 @@ class Case:
         """Move one site's additive parameter to where its units are as planned; whether it had to move."""
         highest = np.sort(self.highest(model, batches, site), axis=0) - site.low
         fired = (highest > 0).sum(0)
-        wanted = {unit: 0 for unit in site.dead} | {unit: 1 for unit in site.once}
+        wanted = dict.fromkeys(site.dead, 0) | dict.fromkeys(site.once, 1)
         if all(fired[unit] == wanted.get(unit, max(fired[unit], 2)) for unit in range(site.num_units)):
             return False
         with torch.no_grad():

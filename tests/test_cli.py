@@ -334,6 +334,10 @@ class TestBadInput:
         result = scan_mlp(run, good, "--output", tmp_path / "missing" / "out.json")
         assert "--output" in one_sentence(result)
 
+    def test_a_tensorboard_folder_that_cannot_be_written(self, run, good, tmp_path):
+        (tmp_path / "file").write_text("")
+        assert "--tensorboard" in one_sentence(scan_mlp(run, good, "--tensorboard", tmp_path / "file" / "tb"))
+
     def test_an_unknown_config_key_suggests_the_nearest(self, run, good, tmp_path):
         (tmp_path / "mine.toml").write_text("max_fireing_rate = 0.1\n")
         assert "max_firing_rate" in one_sentence(scan_mlp(run, good, "--config", tmp_path / "mine.toml"))

@@ -172,31 +172,48 @@ def custom_rectifiers(given: Custom) -> dict[type[nn.Module], tuple[float, float
 
 
 def probe_interval(module: nn.Module) -> tuple[float, float]:
-    """The interval on which a module's slope is not zero, read with autograd on a grid from -10 to 10 in steps of 0.01.
+    """The interval on which a module's slope is not zero, read with autograd on a grid from -10 to 10 and bisected.
 
     Raises:
         UnsupportedModelError: the module is not elementwise, or its firing region is no single interval.
     """
+    name = type(module).__name__
     grid = torch.linspace(-10, 10, 2001, dtype=torch.float64)
-    points = grid.clone().requires_grad_()
+    fires = _fires(module, grid)
+    inside = fires.nonzero().flatten()
+    if not len(inside):
+        raise UnsupportedModelError(f"{name} has slope zero on all of [-10, 10]: it is no rectifier.")
+    first, last = int(inside[0]), int(inside[-1])
+    if last - first + 1 - len(inside) > 2:  # the slope may vanish at a point inside, as that of z² at 0
+        raise UnsupportedModelError(
+            f"{name} fires on more than one interval; name one with rectifiers={{{name}: (low, high)}}."
+        )
+    low = -math.inf if first == 0 else _edge(module, float(grid[first - 1]), float(grid[first]))
+    high = math.inf if last == len(grid) - 1 else _edge(module, float(grid[last + 1]), float(grid[last]))
+    return low, high
+
+
+def _fires(module: nn.Module, points: Tensor) -> Tensor:
+    """Where a module's slope is not zero."""
+    name = type(module).__name__
     try:
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(module(points * 1).sum(), points)
+            leaf = points.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(module(leaf * 1).sum(), leaf)
     except Exception as error:
         raise UnsupportedModelError(
-            f"the slope of {type(module).__name__} could not be probed ({type(error).__name__}: {error}). "
-            f"Name its firing interval: rectifiers={{{type(module).__name__}: (low, high)}}."
+            f"the slope of {name} could not be probed ({type(error).__name__}: {error}). Name its firing interval: "
+            f"rectifiers={{{name}: (low, high)}}."
         ) from error
-    fires = slope != 0
-    if not bool(fires.any()):
-        raise UnsupportedModelError(f"{type(module).__name__} has slope zero on all of [-10, 10]: it is no rectifier.")
-    inside = fires.nonzero().flatten()
-    first, last = int(inside[0]), int(inside[-1])
-    if last - first + 1 - len(inside) > 2:
-        raise UnsupportedModelError(
-            f"{type(module).__name__} fires on more than one interval; name one with "
-            f"rectifiers={{{type(module).__name__}: (low, high)}}."
-        )
-    low = -math.inf if first == 0 else float(grid[first - 1])
-    high = math.inf if last == len(grid) - 1 else float(grid[last + 1])
-    return round(low, 6), round(high, 6)
+    return slope != 0
+
+
+def _edge(module: nn.Module, outside: float, inside: float) -> float:
+    """The edge of the firing region between a silent and a firing point, to 1e-9."""
+    while abs(inside - outside) > 1e-9:
+        middle = (inside + outside) / 2
+        if bool(_fires(module, torch.tensor([middle], dtype=torch.float64))):
+            inside = middle
+        else:
+            outside = middle
+    return round(outside, 6) + 0.0

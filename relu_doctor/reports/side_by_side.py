@@ -36,7 +36,7 @@ def render_comparison(rows: Sequence[Row], console: Console) -> None:
 
 
 def comparison_lines(rows: Sequence[Row], width: int) -> list[Text]:
-    """The lines of :func:`render_comparison`, fitted to a width between 60 and 110."""
+    """The lines of :func:`render_comparison`, at most 110 wide; columns give way to fit 80 where there are not many."""
     width = min(max(width, MIN_WIDTH), MAX_WIDTH)
     columns = _columns(rows)
     longest = max((cell_len(plain_name(label)) for label, _, _ in rows), default=0)

@@ -150,9 +150,12 @@ def _site_tags(diagnosis: Diagnosis) -> dict[str, str]:
     """A tag per ``site_id``: the site's name as it is where that can be, and never one tag for two sites."""
     tags: dict[str, str] = {}
     for site in diagnosis.table.sites:
-        name = _TAG.sub("_", plain_name(site.name))[:200] or "_"
-        tag = f"{_SITES}/{name}"
-        tags[site.site_id] = tag if tag not in tags.values() else f"{tag}_{_TAG.sub('_', site.site_id)}"
+        tag = f"{_SITES}/{_TAG.sub('_', plain_name(site.name))[:200] or '_'}"
+        if tag in tags.values():
+            tag = f"{tag}_{_TAG.sub('_', site.site_id)}"
+        while tag in tags.values():
+            tag += "_"
+        tags[site.site_id] = tag
     return tags
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -110,11 +111,16 @@ CASES = {
 }
 
 
+@cache
+def made(name):
+    return CASES[name]()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_golden(name):
     """The report is, to the letter, what was read and approved."""
     path = GOLDEN / f"{name}.txt"
-    text = render_text(CASES[name](), width=80) + "\n"
+    text = render_text(made(name), width=80) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):
         path.write_text(text, encoding="utf-8")
     assert text == path.read_text(encoding="utf-8")
@@ -124,13 +130,13 @@ def test_golden(name):
 @pytest.mark.parametrize("name", CASES)
 def test_no_line_is_wider_than_asked(name, width):
     """Nothing is wrapped by the terminal."""
-    assert max(cell_len(line) for line in render_text(CASES[name](), width=width).split("\n")) <= width
+    assert max(cell_len(line) for line in render_text(made(name), width=width).split("\n")) <= width
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_names_bring_no_control_characters_or_markup(name):
     """What is data stays data: no control or bidi character gets through, and no markup is obeyed."""
-    text = render_text(CASES[name]())
+    text = render_text(made(name))
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
     if name == "hostile":
         assert "[red]x[/red]" in text
@@ -141,10 +147,10 @@ def test_names_bring_no_control_characters_or_markup(name):
 def test_colour_adds_nothing_but_colour(name):
     """Piped, without colour and in colour it is one text."""
     plain = io.StringIO()
-    render(CASES[name](), Console(file=plain, width=80))
-    assert plain.getvalue() == render_text(CASES[name](), width=80) + "\n"
+    render(made(name), Console(file=plain, width=80))
+    assert plain.getvalue() == render_text(made(name), width=80) + "\n"
     coloured = io.StringIO()
-    render(CASES[name](), Console(file=coloured, width=80, force_terminal=True, color_system="truecolor"))
+    render(made(name), Console(file=coloured, width=80, force_terminal=True, color_system="truecolor"))
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured.getvalue()) == plain.getvalue()
     assert "\x1b[" in coloured.getvalue()
 
@@ -154,16 +160,16 @@ def test_colour_adds_nothing_but_colour(name):
 def test_other_encodings_get_stand_ins_of_the_same_width(name, encoding):
     """A terminal or pipe that is not Unicode gets a report, aligned as ever."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
-    render(CASES[name](), Console(file=stream, width=80))
+    render(made(name), Console(file=stream, width=80))
     stream.seek(0)
-    expected = render_text(CASES[name](), width=80) + "\n"
+    expected = render_text(made(name), width=80) + "\n"
     assert [len(line) for line in stream.read().split("\n")] == [len(line) for line in expected.split("\n")]
 
 
 def test_dead_is_never_printed_without_its_rate():
     """Every report that names a dead unit says how often such a unit may fire, or that its data are all there are."""
-    for name, make in CASES.items():
-        diagnosis = make()
+    for name in CASES:
+        diagnosis = made(name)
         if diagnosis.summary["dead"]:
             legend = re.search(r"█ dead: (fires on < [\d.]+ %|silent on all [\d,]+ of [\d,]+) ", render_text(diagnosis))
             assert legend, name
@@ -180,7 +186,7 @@ def test_status_marks_differ_without_colour():
 
 def test_a_bar_is_as_long_as_asked_and_shows_all_that_occurs():
     """One dead unit among a million has its cell, and bars of a table line up."""
-    for counts in ({Status.DEAD: 1, Status.ACTIVE: 10**6}, {status: 1 for status in Status}, {Status.RARE: 3}):
+    for counts in ({Status.DEAD: 1, Status.ACTIVE: 10**6}, dict.fromkeys(Status, 1), {Status.RARE: 3}):
         for cells in (8, 12, 16, 20):
             drawn = dict(bar(counts, cells))
             assert sum(drawn.values()) == cells
@@ -189,7 +195,7 @@ def test_a_bar_is_as_long_as_asked_and_shows_all_that_occurs():
 
 def test_more_findings_than_shown_are_counted():
     """The weightiest findings are kept: what is about the scan, then what is about most units."""
-    diagnosis = CASES["mechanisms"]()
+    diagnosis = made("mechanisms")
     text = render_text(diagnosis, max_findings=2)
     assert f"and {len(diagnosis.findings) - 2} more findings (--format json has all)" in text
     assert "RD301" in text
@@ -212,10 +218,10 @@ def test_the_worst_of_many_sites_are_shown_and_the_rest_summed():
 
 def test_a_real_scan_reads_as_it_should():
     """print(diagnosis) of a scan shows coverage first, then the verdict, then the site."""
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
+    linear = nn.Linear(8, 32)
     with torch.no_grad():
-        model[0].bias[:16] = -100
-    text = str(scan(model, torch.randn(1000, 8)))
+        linear.bias[:16] = -100
+    text = str(scan(nn.Sequential(linear, nn.ReLU()), torch.randn(1000, 8)))
     first, verdict = text.split("\n\n")[:2]
     assert first.startswith("1 of 1 site observed on 1,000 inputs (eval mode; all 1,000 read;")
     assert verdict.startswith("Critical: 16 of 32 units (50 %) are dead (each fires on < 0.645 % of inputs);")
@@ -225,17 +231,16 @@ def test_a_real_scan_reads_as_it_should():
 
 def test_a_real_scan_of_nan_is_not_called_dead_or_sound():
     """NaN weights give a verdict of their own."""
-    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU())
-    with torch.no_grad():
-        model[0].weight.fill_(float("nan"))
-    text = str(scan(model, torch.randn(100, 8)))
+    linear = nn.Linear(8, 32)
+    torch.nn.init.constant_(linear.weight, float("nan"))
+    text = str(scan(nn.Sequential(linear, nn.ReLU()), torch.randn(100, 8)))
     assert "Not finite: NaN or Inf reached all 32 units" in text
     assert "Healthy" not in text
 
 
 def test_several_scans_end_side_by_side():
     """Each checkpoint has its report, and the table at the end has a row for each."""
-    scans = [("one[bold].pt", CASES["healthy"]()), ("two.pt", CASES["mechanisms"]())]
+    scans = [("one[bold].pt", made("healthy")), ("two.pt", made("mechanisms"))]
     stream = io.StringIO()
     render_scans(scans, Console(file=stream, width=80))
     text = stream.getvalue()
@@ -247,4 +252,4 @@ def test_several_scans_end_side_by_side():
 
 def test_one_scan_alone_has_no_heading():
     """The coverage line comes first."""
-    assert render_scans_text([("one.pt", CASES["healthy"]())]) == render_text(CASES["healthy"]()) + "\n"
+    assert render_scans_text([("one.pt", made("healthy"))]) == render_text(made("healthy")) + "\n"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
+from html import unescape
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugin_util import markdown_to_safe_html
 
 from relu_doctor.errors import OutputError
 from relu_doctor.reports.tensorboard import TensorBoardSink, findings_markdown, verdict_markdown
@@ -72,13 +73,16 @@ def test_sites_never_share_a_tag(tmp_path):
 
 def test_names_are_no_markdown():
     """TensorBoard's own renderer shows a hostile name letter by letter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the sanitizer that comes with TensorBoard says of itself that it is old
+        from tensorboard.plugin_util import markdown_to_safe_html
     diagnosis = make_diagnosis(site(NAME, active=6, negative_bias=4), site("b", active=4), notes=(NAME,))
     for text in (verdict_markdown(diagnosis), findings_markdown(diagnosis)):
         html = markdown_to_safe_html(text)
+        assert NAME in unescape(html)
         assert "<a" not in html
         assert "<img" not in html
         assert "<code>" not in html
-        assert "&lt;img src=x&gt;[a](http://b) *c* `d` a_b #1 | \\x" in html
         assert "<strong>" in html
 
 

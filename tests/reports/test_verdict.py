@@ -20,8 +20,7 @@ def said(*sites, **about):
 )
 def test_the_dead_fraction_stands_beside_what_is_often_cited(dead, label):
     """From healthy to critical the first sentence has the number, the share and 20–50 %, called often cited."""
-    units = {kind: number for kind, number in {"active": 100 - dead, "negative_bias": dead}.items() if number}
-    result = verdict(make_diagnosis(site("relu", **units)))
+    result = verdict(make_diagnosis(site("relu", active=100 - dead, negative_bias=dead)))
     assert result.label == label
     assert ("all 100 units (100 %)" if dead == 100 else f"{dead} of 100 units") in result.headline
     assert "often cited: 20–50 %" in result.headline
@@ -34,7 +33,7 @@ def test_a_sound_model_is_told_what_was_ruled_out_and_to_look_elsewhere():
     text = str(verdict(diagnosis))
     bound = 100 * (1 - float(firing_rate_upper(700, 1000)))
     assert "the least active fired on 300 of 1,000 inputs" in text
-    stated = float(text.split("every unit fires on > ")[1].split(" %")[0])
+    stated = float(text.split("every unit fires on > ")[1].split(" %", maxsplit=1)[0])
     assert stated <= bound < stated + 0.1
     assert "the trouble lies elsewhere" in text
 
@@ -82,8 +81,8 @@ def test_nan_is_never_nought_percent_dead():
 
 def test_random_inputs_are_named_in_every_verdict():
     """No verdict on random inputs is a clean bill."""
-    for units in ({"active": 64}, {"active": 60, "negative_bias": 4}, {"negative_bias": 64}):
-        diagnosis = make_diagnosis(site("relu", **units), random_inputs=True)
+    for sites in (site("r", active=64), site("r", active=60, negative_bias=4), site("r", negative_bias=64)):
+        diagnosis = make_diagnosis(sites, random_inputs=True)
         assert severity_label(diagnosis) == "inconclusive"
         assert "Random inputs prove nothing about real ones" in str(verdict(diagnosis))
         assert "random inputs" in coverage_line(diagnosis)
