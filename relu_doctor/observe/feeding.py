@@ -164,7 +164,9 @@ def tensors_in(value: object) -> Iterator[Tensor]:
 
 
 def num_inputs_of(value: object) -> int | None:
-    """Size of the first axis of the first tensor that has axes."""
+    """Size of the first axis of the first tensor that has axes, or of an array."""
+    if isinstance(value, np.ndarray):
+        return len(value) if value.ndim else None
     return next((len(tensor) for tensor in tensors_in(value) if tensor.dim()), None)
 
 
@@ -205,5 +207,7 @@ def moved(batch: Any, device: torch.device | None) -> Any:
 
 def head_of(batch: Any, num_inputs: int) -> Any:
     """The first inputs of a batch: every tensor with the batch's first axis is cut."""
+    if isinstance(batch, np.ndarray):
+        return batch[:num_inputs]
     rows = num_inputs_of(batch)
     return map_tensors(batch, lambda tensor: tensor[:num_inputs] if tensor.dim() and len(tensor) == rows else tensor)

@@ -92,7 +92,8 @@ class UnitStats:
 
 def _share(a: UnitStats, b: UnitStats) -> tuple[Tensor, Tensor]:
     """B's share of the positions, and the difference of the means."""
-    return b.positions / (a.positions + b.positions).clamp_min(1), b.pre_mean - a.pre_mean
+    together = (a.positions + b.positions).clamp_min(1).to(a.pre_mean.dtype)  # integers would divide in float32
+    return b.positions / together, b.pre_mean - a.pre_mean
 
 
 def _mean(_: str, a: UnitStats, b: UnitStats) -> Tensor:

@@ -53,6 +53,11 @@ class Facts:
             f"{self.confidence}, over all {self.num_units:,} units together" if self.num_units > 1 else self.confidence
         )
 
+    @property
+    def each(self) -> str:
+        """``each`` where a rate is that of several units."""
+        return "" if self.coverage.exhaustive or self.dead == 1 else "each "
+
     @cached_property
     def dead_rate(self) -> str:
         """What ``dead`` means here; empty where no unit is dead."""

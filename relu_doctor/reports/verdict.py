@@ -52,7 +52,7 @@ def verdict(diagnosis: Diagnosis) -> Verdict:
     label, severity = _label(facts)
     if severity is Severity.NON_FINITE:
         headline, details = _non_finite(facts)
-    elif not facts.num_units:
+    elif not facts.num_units and facts.all_units:
         headline, details = _nothing_can_die(facts)
     elif facts.unobserved == facts.num_units:
         headline, details = "no unit that can die was observed, so nothing can be said.", []
@@ -117,7 +117,9 @@ def _non_finite(facts: Facts) -> tuple[str, list[str]]:
     )
     details = [warning]
     rest = facts.num_units - facts.broken - facts.unobserved
-    if rest > 0:
+    if rest > 1 and facts.dead == rest:
+        details.append(f"The other {rest:,} units are all dead ({facts.each}{facts.dead_rate}).")
+    elif rest > 0:
         parts = [f"{facts.dead:,} dead" + (f" ({facts.dead_rate})" if facts.dead else "")]
         parts += [f"{facts.unproven:,} silent but unproven"] if facts.unproven else []
         details.append(f"Of the other {plural(rest, 'unit')}: {', '.join(parts)}.")
@@ -162,8 +164,7 @@ def _unproven(facts: Facts) -> tuple[str, list[str]]:
 
 
 def _dead(facts: Facts) -> tuple[str, list[str]]:
-    each = "" if facts.coverage.exhaustive or facts.dead == 1 else "each "
-    headline = f"{_share(facts.dead, facts)} dead ({each}{facts.dead_rate}); {OFTEN_CITED}."
+    headline = f"{_share(facts.dead, facts)} dead ({facts.each}{facts.dead_rate}); {OFTEN_CITED}."
     rows = facts.of_status(Status.DEAD)
     it = "It was" if facts.dead == 1 else "They were"
     details = []

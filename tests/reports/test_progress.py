@@ -55,7 +55,17 @@ def test_an_error_takes_the_bar_away_and_passes(monkeypatch):
         raise KeyError("x")
 
 
-def test_progress_needs_no_torch():
-    """The command shows progress without paying for torch."""
-    code = "import sys, relu_doctor.reports.progress; sys.exit('torch' in sys.modules or 'rich' in sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("progress", ("torch", "rich", "pandas")),
+        ("scans", ("torch", "tensorboard")),
+        ("notebook", ("torch", "tensorboard")),
+        ("tables", ("torch",)),
+        ("tensorboard", ("torch", "tensorboard")),
+    ],
+)
+def test_reports_import_nothing_heavy_before_they_need_it(module, unneeded):
+    """The command pays for torch and TensorBoard only where it uses them."""
+    code = f"import sys, relu_doctor.reports.{module}; sys.exit(any(name in sys.modules for name in {unneeded}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

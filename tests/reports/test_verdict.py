@@ -77,6 +77,8 @@ def test_nan_is_never_nought_percent_dead():
     part = said(site("relu1", active=60, negative_bias=4), site("relu2", non_finite=64))
     assert "NaN or Inf reached 64 of 128 units" in part
     assert "Of the other 64 units: 4 dead (fires on <" in part
+    rest = said(site("relu1", negative_bias=64), site("relu2", non_finite=64))
+    assert "The other 64 units are all dead (each fires on <" in rest
 
 
 def test_random_inputs_are_named_in_every_verdict():
@@ -99,7 +101,8 @@ def test_nought_dead_means_it():
     text = said(site("relu", active=64), site("branch", unobserved=32), unused=("head",))
     assert text.startswith("Healthy where seen: 0 of 64 observed units are dead")
     assert "2 sites were not observed and may be anything: branch and head." in text
-    assert said(site("branch", unobserved=32)).startswith("Inconclusive: no unit that can die was observed")
+    for sites in ((site("branch", unobserved=32),), (site("odd"),), ()):
+        assert said(*sites).startswith("Inconclusive: no unit that can die was observed")
 
 
 def test_saturated_units_are_no_clean_bill():
