@@ -365,12 +365,18 @@ def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output
 
 
 def _write_tensorboard(scanned: list[ScannedCheckpoint], directory: Path) -> None:
+    """Each run's checkpoints are its steps; several runs get a folder each, which TensorBoard shows as curves."""
+    from relu_doctor.checkpoints.updates import run_name
     from relu_doctor.reports.tensorboard import TensorBoardSink
 
-    with TensorBoardSink(directory) as sink:
-        for place, each in enumerate(scanned):
-            step = each.checkpoint.step if each.checkpoint.step is not None else each.checkpoint.epoch
-            sink.write(each.diagnosis, step=place if step is None else step)
+    runs: dict[str, list[ScannedCheckpoint]] = {}
+    for each in scanned:
+        runs.setdefault(run_name(each.checkpoint), []).append(each)
+    for name, members in runs.items():
+        with TensorBoardSink(directory if len(runs) == 1 else directory / name) as sink:
+            for place, each in enumerate(members):
+                step = each.checkpoint.step if each.checkpoint.step is not None else each.checkpoint.epoch
+                sink.write(each.diagnosis, step=place if step is None else step)
 
 
 def _gate(scanned: list[ScannedCheckpoint], gate: Gate) -> int:

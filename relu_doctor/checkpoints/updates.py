@@ -94,12 +94,15 @@ def _progress(checkpoint: Checkpoint) -> tuple[float, float]:
     return (step, epoch)
 
 
-def _same_run(one: Checkpoint, other: Checkpoint) -> bool:
-    def pattern(checkpoint: Checkpoint) -> str:
-        return re.sub(r"\d+", "#", checkpoint.path.name)
+def run_name(checkpoint: Checkpoint) -> str:
+    """What the names of one run's checkpoints have in common: the file's name less its numbers."""
+    words = re.split(r"[^A-Za-z]*\d+[^A-Za-z]*", checkpoint.path.stem)
+    return "-".join(word for word in words if word) or "run"
 
+
+def _same_run(one: Checkpoint, other: Checkpoint) -> bool:
     shapes = [{name: tensor.shape for name, tensor in each.state_dict.items()} for each in (one, other)]
-    return one.path.parent == other.path.parent and pattern(one) == pattern(other) and shapes[0] == shapes[1]
+    return one.path.parent == other.path.parent and run_name(one) == run_name(other) and shapes[0] == shapes[1]
 
 
 def _ratios(

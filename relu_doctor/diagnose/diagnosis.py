@@ -135,17 +135,18 @@ class Diagnosis:
         return [site.name for site in self.table.sites if site.site_id not in seen]
 
     def _severity(self, num_units: int, total: Mapping[str, int]) -> Severity:
-        silent = total["dead"] + total["unproven"]
         if total["non_finite"]:
             return Severity.NON_FINITE
-        if total["unproven"] and _fraction(total["dead"], num_units) < self.config.mild_fraction:
+        open_question = total["unproven"] and _fraction(total["dead"], num_units) < self.config.mild_fraction
+        if self.table.coverage.random_inputs or open_question or (num_units and total["unobserved"] >= num_units):
             return Severity.INCONCLUSIVE
+        stuck = _fraction(total["dead"] + total["unproven"] + total["saturated"], num_units)
         for limit, severity in (
             (self.config.critical_fraction, Severity.CRITICAL),
             (self.config.serious_fraction, Severity.SERIOUS),
             (self.config.mild_fraction, Severity.MILD),
         ):
-            if _fraction(silent, num_units) >= limit:
+            if stuck >= limit:
                 return severity
         return Severity.HEALTHY
 

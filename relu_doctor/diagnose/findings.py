@@ -16,6 +16,7 @@ from relu_doctor.config import Config
 from relu_doctor.diagnose.judgement import Judgement
 from relu_doctor.diagnose.origins import LearningRateEvidence
 from relu_doctor.diagnose.table import SiteRecord, UnitTable
+from relu_doctor.numerals import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Case:
 
 Rule = Callable[[Case], Iterable[Finding]]
 RULES: dict[str, Rule] = {}
+CONSEQUENCES = {"RD202"}  # told after their causes
 
 
 def rule(code: str) -> Callable[[Rule], Rule]:
@@ -80,7 +82,8 @@ def find(
         {str(key): rows for key, rows in judgement.units.groupby("site_id", sort=False)} if len(judgement.units) else {}
     )
     case = Case(table, judgement, config, history, by_site)
-    return tuple(finding for code in sorted(RULES) for finding in RULES[code](case))
+    order = sorted(RULES, key=lambda code: (code[:3], code in CONSEQUENCES, code))
+    return tuple(finding for code in order for finding in RULES[code](case))
 
 
 def explanation(code: str) -> str:
@@ -92,16 +95,11 @@ def explanation(code: str) -> str:
     return inspect.cleandoc(RULES[code].__doc__ or "")
 
 
-def count(number: int, noun: str) -> str:
-    """``1 unit``, ``1,797 units``."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def share_of(rows: pd.DataFrame, site_rows: pd.DataFrame) -> str:
     """``12 of 64 units``, ``all 64 units``."""
     if len(rows) == len(site_rows):
         return "the only unit" if len(rows) == 1 else f"all {len(rows):,} units"
-    return f"{len(rows):,} of {count(len(site_rows), 'unit')}"
+    return f"{len(rows):,} of {plural(len(site_rows), 'unit')}"
 
 
 def typical(values: pd.Series[float] | np.ndarray) -> str:

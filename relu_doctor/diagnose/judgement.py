@@ -72,7 +72,9 @@ def judge(table: UnitTable, config: Config) -> Judgement:
     for site, start, stop in zip(table.sites, starts[:-1], starts[1:], strict=True):
         judged.append(_with_rates(table.units.iloc[start:stop], site, table, config, rectifying))
     silent = {
-        site.site_id: float((rows["inputs_fired"] == 0).mean()) if len(rows) and site.can_die else 0.0
+        site.site_id: float(rows["status"].isin([Status.DEAD.value, Status.UNPROVEN.value]).mean())
+        if len(rows)
+        else 0.0
         for site, rows in zip(table.sites, judged, strict=True)
     }
     blamed = blame_upstream(table.sites, silent)

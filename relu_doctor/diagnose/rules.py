@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from relu_doctor.diagnose.findings import Case, Finding, count, indices, rule, share_of, typical
+from relu_doctor.diagnose.findings import Case, Finding, indices, rule, share_of, typical
 from relu_doctor.diagnose.origins import Fit, compare_updates
 from relu_doctor.diagnose.table import SiteRecord
+from relu_doctor.numerals import percent, plural, upper_percent
 from relu_doctor.terms import Mechanism, Status
 
 _SILENT = (Status.DEAD.value, Status.UNPROVEN.value)
@@ -34,8 +35,8 @@ def non_finite(case: Case) -> Iterator[Finding]:
                 site.name,
                 indices(hit),
                 Mechanism.NON_FINITE.value,
-                f"{count(int(hit['non_finite_values'].sum()), 'non-finite value')}; the first such site of the forward "
-                "pass is where to look",
+                f"{plural(int(hit['non_finite_values'].sum()), 'non-finite value')}; the first such site of the "
+                "forward pass is where to look",
                 "Training diverged or the data overflow. Go back to the last checkpoint without NaN, lower the "
                 "learning rate or clip gradients (torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)).",
             )
@@ -48,30 +49,27 @@ def _held(case: Case, mechanism: Mechanism) -> Iterator[tuple[SiteRecord, pd.Dat
             yield site, rows, hit
 
 
-def _silent_phrase(hit: pd.DataFrame) -> str:
+def _silent_phrase(hit: pd.DataFrame, case: Case) -> str:
     """``dead (fires on < 0.51 % of inputs)``, never dead without its rate."""
     dead = hit[hit["status"] == Status.DEAD.value]
     if not len(dead):
         return "silent, not proved dead"
-    rate = f"dead (fires on < {rate_text(float(dead['firing_rate_upper'].max()))} of inputs)"
-    rest = len(hit) - len(dead)
-    return rate if not rest else f"silent, {len(dead):,} of them {rate}"
-
-
-def rate_text(rate: float) -> str:
-    """A rate as a percentage of three significant digits."""
-    return f"{100 * rate:.3g} %"
+    if case.table.coverage.exhaustive:
+        return f"dead (silent on all {int(dead['inputs'].max()):,} inputs there are)"
+    return f"dead (fires on < {upper_percent(float(dead['firing_rate_upper'].max()))} of inputs)"
 
 
 def _mechanism_finding(
     code: str, case: Case, mechanism: Mechanism, evidence: dict[str, str], advice: str, extra: str = ""
 ) -> Iterator[Finding]:
+    diverged = bool((case.judgement.units["status"] == Status.NON_FINITE.value).any())
     for site, rows, hit in _held(case, mechanism):
         numbers = ", ".join(f"{label} {typical(hit[column])}" for label, column in evidence.items())
         text = "; ".join(part for part in (f"medians: {numbers}" if numbers else "", extra) if part)
+        advice = _AFTER_NAN if diverged else advice
         yield Finding(
             code,
-            f"{share_of(hit, rows)} {_silent_phrase(hit)}: {_WORDS[mechanism]}",
+            f"{share_of(hit, rows)} {_silent_phrase(hit, case)}: {_WORDS[mechanism]}",
             site.name,
             indices(hit),
             mechanism.value,
@@ -80,6 +78,7 @@ def _mechanism_finding(
         )
 
 
+_AFTER_NAN = "First mend what made values infinite (RD101), then scan again."
 _WORDS = {
     Mechanism.ZERO_WEIGHTS: "their incoming weights are zero",
     Mechanism.DEAD_UPSTREAM: "the layer before them is silent",
@@ -126,7 +125,7 @@ def dead_upstream(case: Case) -> Iterator[Finding]:
         blamed = case.judgement.blamed[site.site_id]
         yield Finding(
             "RD202",
-            f"{share_of(hit, rows)} {_silent_phrase(hit)}: a consequence of {blamed}, which is silent before them",
+            f"{share_of(hit, rows)} {_silent_phrase(hit, case)}: a consequence of {blamed}, silent before them",
             site.name,
             indices(hit),
             Mechanism.DEAD_UPSTREAM.value,
@@ -329,7 +328,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         parts.append(f"{found.newly_silent:,} fell silent since then, {found.born_silent:,} were silent before")
     yield Finding(
         "RD301",
-        f"{count(total, 'silent unit')}: {fit}",
+        f"{plural(total, 'silent unit')}: {fit}",
         evidence="; ".join(parts),
         advice=_LEARNING_RATE_ADVICE[fit],
     )
@@ -368,25 +367,23 @@ def unproven(case: Case) -> Iterator[Finding]:
     if coverage.random_inputs:
         yield Finding(
             "RD401",
-            f"{count(len(open_units), 'silent unit')} unproven: random inputs are no evidence about real ones",
+            f"{plural(len(open_units), 'silent unit')} unproven: random inputs are no evidence about real ones",
             evidence=f"silent on {coverage.num_inputs:,} standard-normal inputs",
             advice="Scan with real data: --data.",
         )
         return
-    whole = (
-        f"all {coverage.num_inputs:,} of {coverage.num_inputs:,}"
-        if coverage.read_to_end
-        else f"{coverage.num_inputs:,}"
-    )
-    fact = ", a fact about this set" if coverage.read_to_end else ""
-    advice = f"Scan at least {case.judgement.needed:,} distinct inputs."
+    least, most = int(open_units["inputs"].min()), int(open_units["inputs"].max())
+    reached = f"{most:,}" if least == most else f"{least:,} to {most:,}"
+    whole = coverage.read_to_end and least == coverage.num_inputs
+    advice = f"Scan on at least {case.judgement.needed:,} distinct inputs that reach them."
     if coverage.read_to_end:
         advice += " If these inputs are all there will ever be, say so: exhaustive=True or --exhaustive."
+    silent_on = f"all {reached} of {reached} inputs, a fact about this set" if whole else f"{reached} inputs"
     yield Finding(
         "RD401",
-        f"{count(len(open_units), 'unit')} silent but not proved dead: too few inputs",
-        evidence=f"silent on {whole} inputs{fact}; they may still fire on up to "
-        f"{rate_text(float(open_units['firing_rate_upper'].max()))} of inputs to come",
+        f"{plural(len(open_units), 'unit')} silent but not proved dead: too few inputs",
+        evidence=f"silent on {silent_on}; they may still fire on up to "
+        f"{upper_percent(float(open_units['firing_rate_upper'].max()))} of inputs to come",
         advice=advice,
     )
 
@@ -405,7 +402,7 @@ def not_settled(case: Case) -> Iterator[Finding]:
     if len(late) > max(1, case.config.settle_share * len(fired)):
         yield Finding(
             "RD402",
-            f"the sample had not settled: {count(len(late), 'unit')} fired first in its last tenth",
+            f"the sample had not settled: {plural(len(late), 'unit')} fired first in its last tenth",
             evidence=f"{len(late):,} of {len(fired):,} units that fired, after input "
             f"{int((1 - case.config.settle_fraction) * coverage.num_inputs):,}",
             advice="Scan more inputs: units that look silent now may still fire.",
@@ -428,7 +425,7 @@ def unobserved(case: Case) -> Iterator[Finding]:
     if unseen:
         yield Finding(
             "RD403",
-            f"{count(len(unseen), 'site')} not observed",
+            f"{plural(len(unseen), 'site')} not observed",
             evidence=", ".join(unseen[:8]) + (" …" if len(unseen) > 8 else ""),
             advice="Nothing is known of these. Give inputs or a forward= that reaches them, or name the unit axis in "
             'the profile: [sites."NAME"] unit_axis = 1.',
@@ -443,7 +440,7 @@ def repeated_inputs(case: Case) -> Iterator[Finding]:
     if repeated > 0:
         yield Finding(
             "RD404",
-            f"{count(repeated, 'input')} repeated an earlier one and count for nothing in the bounds",
+            f"{plural(repeated, 'input')} repeated an earlier one and count for nothing in the bounds",
             evidence=f"{coverage.distinct_inputs:,} distinct of {coverage.num_inputs:,}",
             advice="Scan distinct inputs; passing over a set twice proves nothing more.",
         )
@@ -458,10 +455,10 @@ def rare(case: Case) -> Iterator[Finding]:
             limit = case.config.for_site(site.name).rare_firing_rate
             yield Finding(
                 "RD501",
-                f"{share_of(hit, rows)} fire on fewer than {rate_text(limit)} of inputs",
+                f"{share_of(hit, rows)} fire on fewer than {percent(limit)} of inputs",
                 site.name,
                 indices(hit),
-                evidence=f"median firing rate {rate_text(float(hit['firing_rate'].median()))}",
+                evidence=f"median firing rate {percent(float(hit['firing_rate'].median()))}",
                 advice="Rare is not dead. Watch whether their number grows from checkpoint to checkpoint.",
             )
 

@@ -100,7 +100,7 @@ def load(path: Path) -> Diagnosis:
 
 def dump_json(data: Any) -> str:
     """Strict JSON in one line per top-level block, byte for byte the same for the same data."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    return json.dumps(data, allow_nan=False, separators=(",", ":")) + "\n"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

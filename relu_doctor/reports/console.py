@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
+from relu_doctor.numerals import plural
 from relu_doctor.reports.coverage import coverage_line, coverage_remarks
 from relu_doctor.reports.lines import paragraph, plain_text, print_lines
 from relu_doctor.reports.site_table import site_lines
 from relu_doctor.reports.verdict import verdict
-from relu_doctor.reports.words import GLUE, plain_name, plural, ranges, shorten
+from relu_doctor.reports.words import GLUE, plain_name, ranges, shorten
 from relu_doctor.terms import Severity
 
 if TYPE_CHECKING:

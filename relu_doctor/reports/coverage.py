@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from relu_doctor.reports.words import listed, plain_name, plural
+from relu_doctor.numerals import plural
+from relu_doctor.reports.words import listed, plain_name
 
 if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis

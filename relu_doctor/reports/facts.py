@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from relu_doctor.reports.words import percent, plural, upper_percent
+from relu_doctor.numerals import percent, plural, upper_percent
 from relu_doctor.terms import Status
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from relu_doctor.numerals import plural
 from relu_doctor.reports.coverage import coverage_line, coverage_remarks
 from relu_doctor.reports.site_table import INAPPLICABLE, LOOKS, MAX_SITES, UNKNOWN, folded_note, worst_sites
 from relu_doctor.reports.verdict import dead_rate, verdict
-from relu_doctor.reports.words import plain_name, plural
+from relu_doctor.reports.words import plain_name
 from relu_doctor.terms import Status
 
 if TYPE_CHECKING:

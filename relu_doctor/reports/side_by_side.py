@@ -9,11 +9,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from relu_doctor.numerals import percent, upper_percent
 from relu_doctor.reports.console import MAX_WIDTH, MIN_WIDTH, SEVERITY_STYLES
 from relu_doctor.reports.lines import paragraph, print_lines, table_lines
 from relu_doctor.reports.site_table import INAPPLICABLE, LOOKS, UNKNOWN
 from relu_doctor.reports.verdict import dead_bound, verdict
-from relu_doctor.reports.words import percent, plain_name, shorten, upper_percent
+from relu_doctor.reports.words import plain_name, shorten
 from relu_doctor.terms import Status
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.cells import cell_len
 from rich.text import Text
 
+from relu_doctor.numerals import plural
 from relu_doctor.reports.lines import table_lines
 from relu_doctor.reports.verdict import dead_rate
-from relu_doctor.reports.words import listed, plain_name, plural, shorten
+from relu_doctor.reports.words import listed, plain_name, shorten
 from relu_doctor.terms import Status
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from relu_doctor.errors import OutputError
+from relu_doctor.numerals import plural
 from relu_doctor.reports.coverage import coverage_line, coverage_remarks
 from relu_doctor.reports.verdict import verdict
-from relu_doctor.reports.words import plain_name, plural, ranges
+from relu_doctor.reports.words import plain_name, ranges
 from relu_doctor.terms import Status
 
 if TYPE_CHECKING:

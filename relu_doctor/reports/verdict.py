@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from relu_doctor.diagnose.evidence import firing_rate_upper
+from relu_doctor.numerals import lower_percent, percent, plural, upper_percent
 from relu_doctor.reports.facts import Facts
-from relu_doctor.reports.words import listed, lower_percent, percent, plain_name, plural, shorten, upper_percent
+from relu_doctor.reports.words import listed, plain_name, shorten
 from relu_doctor.terms import Severity, Status
 
 if TYPE_CHECKING:
@@ -95,8 +96,9 @@ def _label(facts: Facts) -> tuple[str, Severity]:
         return "nothing to find", Severity.HEALTHY
     if facts.random or facts.unobserved == facts.num_units:
         return "inconclusive", Severity.INCONCLUSIVE
-    if severity is Severity.HEALTHY and facts.saturated >= facts.diagnosis.config.mild_fraction * facts.num_units:
-        return "saturated", Severity.MILD
+    mild = facts.diagnosis.config.mild_fraction
+    if facts.silent_fraction < mild <= facts.saturated / facts.num_units:
+        return "saturated", severity
     if severity is Severity.HEALTHY and facts.summary["unobserved_sites"]:
         return "healthy where seen", severity
     return severity.value, severity

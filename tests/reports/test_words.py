@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from rich.cells import cell_len
 
-from relu_doctor.reports.words import listed, lower_percent, percent, ranges, shorten, upper_percent, wrap
+from relu_doctor.numerals import lower_percent, percent, upper_percent
+from relu_doctor.reports.words import listed, ranges, shorten, wrap
 
 
 @pytest.mark.parametrize(
