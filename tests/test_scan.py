@@ -1,4 +1,4 @@
-"""scan over the zoo: exactly the planted units, at exactly the sites that there are, with exactly the oracle's numbers."""
+"""scan over the zoo: exactly the planted units, at exactly the sites that there are, with the oracle's numbers."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_site_sees_only_the_inputs_of_its_branch():
     assert diagnosis.units.groupby("site")["inputs"].first().to_dict() == {"relu()#1": 24, "relu()#2": 16}
 
 
-# --- what is read, and how it is passed --------------------------------------------------------------------------------
+# --- what is read, and how it is passed -------------------------------------------------------------------------------
 
 
 def small(dead: int | None = 1, width: int = 4) -> nn.Sequential:
@@ -254,7 +254,7 @@ def test_inputs_that_repeat_count_for_nothing_in_the_bound():
     assert relu_doctor.scan(small(), x[:1].repeat(1000, 1)).summary["dead"] == 0
 
 
-# --- choices -----------------------------------------------------------------------------------------------------------
+# --- choices ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def find_mechanisms(
         constant = several & (
             highest - lowest <= config.constant_tolerance * np.maximum(np.abs(highest), np.abs(lowest))
         )
-        weightless = (units["weight_l2"].to_numpy(float) == 0) & (site.norm != "norm")
+        weightless = (units["weight_l2"].to_numpy(float) == 0) & (site.norm != "norm") & (not site.mixed)
         weightless |= units["gamma"].to_numpy(float) == 0
         zero = weightless & (bias <= low) & (not site.unweighted_summand)
         shift = (units["beta"].to_numpy(float) - low) / np.abs(units["gamma"].to_numpy(float))
@@ -58,7 +58,8 @@ def find_mechanisms(
         held = Mechanism.DEAD_UPSTREAM
     else:
         held = Mechanism.CONSTANT_INPUTS if all_seen else Mechanism.UNKNOWN
-    known = np.isfinite(mean) & several & site.decomposable
+    below = highest <= low  # else it leaps over its slope, between two flat sides
+    known = np.isfinite(mean) & several & site.decomposable & below
     rules: Sequence[tuple[Mechanism, Bools]] = (
         (Mechanism.ZERO_WEIGHTS, zero),
         (held, constant),

@@ -32,6 +32,7 @@ class SiteRecord:
         norm: ``batch_norm``, ``norm`` or empty.
         decomposable: whether max z = offset + bias + reach holds with the bias of the table.
         unweighted_summand: something is added in without a weight.
+        mixed: the same behind a normalisation: its gamma weighs all of it, the weights do not.
         note: what the report must say.
     """
 
@@ -46,6 +47,7 @@ class SiteRecord:
     norm: str = ""
     decomposable: bool = False
     unweighted_summand: bool = False
+    mixed: bool = False
     note: str = ""
 
     @property
@@ -146,6 +148,7 @@ def tabulate(
                 norm=parameters.norm,
                 decomposable=parameters.decomposable,
                 unweighted_summand=site.unweighted_summand,
+                mixed=site.mixed,
                 note=site.note,
             )
         )

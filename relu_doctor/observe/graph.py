@@ -7,7 +7,7 @@ between a rectifier and the weighted operation before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -98,6 +98,7 @@ class Source:
         weight_axis: axis of the weight parameter that counts rows; ``None`` where it is not a plain axis.
         inputs: edges of the data that it reads.
         behind: the sources that feed it, where it only rescales (norms, elementwise).
+        mixed: what it scales holds something unweighted beside them: another site's output, an input.
     """
 
     kind: str
@@ -109,6 +110,7 @@ class Source:
     transposed_groups: int = 0
     inputs: tuple[Edge, ...] = ()
     behind: list[Source] = field(default_factory=list)
+    mixed: bool = False
 
     @property
     def shape(self) -> torch.Size:
@@ -209,9 +211,12 @@ class GraphReader:
             source = self._source(edge)
             if source is not None:
                 if source.kind != "weight":
-                    source.behind, more, more_raw, _ = self._behind(source)
-                    summands |= more
-                    raw |= more_raw
+                    source.behind, more, more_raw = self._behind(source)
+                    if source.kind == "elementwise" and not source.weight:
+                        summands |= more
+                        raw |= more_raw
+                    else:
+                        source.mixed = bool(more) or more_raw
                 sources.append(source)
                 continue
             children = _next(node)
@@ -219,7 +224,7 @@ class GraphReader:
             stack.extend((child, crossings) for child in reversed(children) if child is not None)
         return sources, summands, raw, blocked
 
-    def _behind(self, source: Source) -> tuple[list[Source], set[int], bool, bool]:
+    def _behind(self, source: Source) -> tuple[list[Source], set[int], bool]:
         sources: list[Source] = []
         summands: set[int] = set()
         raw = False
@@ -228,7 +233,7 @@ class GraphReader:
             sources += more
             summands |= more_summands
             raw |= more_raw
-        return sources, summands, raw, False
+        return sources, summands, raw
 
     def _source(self, edge: Edge) -> Source | None:
         node, name = edge[0], edge[0].name()
@@ -419,7 +424,9 @@ class UnitMap:
     one_to_one: bool
 
 
-def locate(edge: Edge, source: Source, axes: tuple[int, ...] | None = None) -> UnitMap | None:
+def locate(
+    edge: Edge, source: Source, axes: tuple[int, ...] | None = None, *, among: Sequence[Source] = ()
+) -> UnitMap | None:
     """Find the axes of ``edge``'s tensor whose index decides the row of ``source`` that a value comes from.
 
     Each value of the pre-activation is given a random gradient, multiplied by a code that depends on its index along
@@ -428,7 +435,9 @@ def locate(edge: Edge, source: Source, axes: tuple[int, ...] | None = None) -> U
     Args:
         edge: the pre-activation.
         source: the parametrised operation to ask.
-        axes: candidate to test; by default every axis, then every pair, then every triple.
+        axes: candidate to test; by default every axis, then every pair.
+        among: all sources that feed ``edge`` directly. What reaches ``source`` through another of them (a layer that
+            reads it, beside a skip connection that adds it) is left out.
 
     Returns:
         The smallest set of axes that decides the row, or ``None`` where no set does.
@@ -447,7 +456,7 @@ def locate(edge: Edge, source: Source, axes: tuple[int, ...] | None = None) -> U
         if rows == 1:
             narrow = [axis for axis, size in enumerate(shape) if size == 1]
             candidates = [(axis,) for axis in narrow if axis == source.row_axes[0]] or [(axis,) for axis in narrow[-1:]]
-    probe = _Interrogation(edge, source)
+    probe = _Interrogation(edge, source, among)
     for candidate in candidates:
         unit_map = probe.ask(candidate)
         if unit_map is not None:
@@ -460,10 +469,15 @@ def locate(edge: Edge, source: Source, axes: tuple[int, ...] | None = None) -> U
     return None
 
 
+def _nothing_passes(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
+
+
 class _Interrogation:
     """Questions to the stretch of graph between a pre-activation and one source."""
 
-    def __init__(self, edge: Edge, source: Source) -> None:
+    def __init__(self, edge: Edge, source: Source, among: Sequence[Source]) -> None:
+        self.cut = {other.edge[0] for other in among} - {source.edge[0]}
         metadata = edge[0]._input_metadata[edge[1]]
         self.shape, self.dtype, self.device = torch.Size(metadata.shape), metadata.dtype, metadata.device
         self.edge, self.source = GradientEdge(*edge), source
@@ -483,9 +497,14 @@ class _Interrogation:
         if self.same:
             gradient: Tensor | None = values
         else:
-            (gradient,) = torch.autograd.grad(
-                [self.edge], [self.target], grad_outputs=[values], retain_graph=True, allow_unused=True
-            )
+            handles = [node.register_prehook(_nothing_passes) for node in self.cut]
+            try:
+                (gradient,) = torch.autograd.grad(
+                    [self.edge], [self.target], grad_outputs=[values], retain_graph=True, allow_unused=True
+                )
+            finally:
+                for handle in handles:
+                    handle.remove()
         if gradient is None:
             return torch.zeros(self.row_count, 0, device=self.device)
         gradient = gradient.float() if gradient.dtype in {torch.float16, torch.bfloat16} else gradient

@@ -1,10 +1,11 @@
-"""Leave a model as it was: training flags, buffers, requires_grad, random state and gradient modes."""
+"""Leave a model as it was: attributes, training flags, buffers, requires_grad, random state and gradient modes."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,31 +16,41 @@ from torch import Tensor, nn
 def preserved(model: nn.Module) -> Iterator[None]:
     """Restore, bit for bit and also when the body raises, what observing a model may touch.
 
-    Training flags module by module, buffers (their values and the objects that hold them), and the random state of
-    torch on every device, of numpy and of Python.
+    Attributes module by module (training flags, and what a forward keeps on its module: a pruned weight, a cache),
+    buffers (their values and the objects that hold them), and the random state of torch on every device, of numpy and
+    of Python.
     """
     with ExitStack() as stack:
-        stack.enter_context(_training_flags(model))
+        stack.enter_context(_attributes(model))
         stack.enter_context(preserved_buffers(model))
         stack.enter_context(_random_states())
         yield
 
 
 @contextmanager
-def _training_flags(model: nn.Module) -> Iterator[None]:
-    flags = [(module, module.training) for module in model.modules()]
+def _attributes(model: nn.Module) -> Iterator[None]:
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (names, dict(names))
+        for module in model.modules()
+        for names in (vars(module), module._parameters, module._buffers, module._modules)
+    ]
     try:
         yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for names, before in kept:
+            if list(names) != list(before):
+                names.clear()
+            names.update(before)
 
 
 @contextmanager
 def preserved_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore every buffer: the tensor object in its place, and its values if they were written to."""
-    kept: list[tuple[nn.Module, str, Tensor | None, Tensor | None, int]] = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone(), _version(buffer))
+    """Restore every buffer: the tensor object in its place, and its values if they were written to.
+
+    Values are compared, since batch_norm writes to its running statistics without a new version of the tensor.
+    """
+    kept: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
     ]
@@ -47,14 +58,10 @@ def preserved_buffers(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for module, name, buffer, values, version in kept:
+            for module, name, buffer, values in kept:
                 module._buffers[name] = buffer
-                if buffer is not None and values is not None and _version(buffer) != version:
+                if buffer is not None and values is not None and not torch.equal(buffer, values):
                     buffer.copy_(values)
-
-
-def _version(buffer: Tensor | None) -> int:
-    return -1 if buffer is None or buffer.is_inference() else buffer._version
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from relu_doctor.observe import fused
 from relu_doctor.observe.rectifiers import Rectifier
 from relu_doctor.observe.stats import NEVER, UnitStats
 
@@ -41,6 +42,9 @@ def summarize(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) ->
     stats = UnitStats.empty(num_units, pre.device)
     if pre.numel() == 0:
         return _nothing_seen(stats, num_inputs)
+    reduced = fused.reduce(pre, rectifier.low, rectifier.high) if valid is None else None
+    if reduced is not None:
+        return _from_reduced(stats, reduced, num_inputs * num_positions)
     fires = rectifier.fired(pre)
     highest, lowest = pre.amax(2), pre.amin(2)
     if valid is None and _all_finite(highest, lowest):
@@ -64,6 +68,16 @@ def summarize(pre: Tensor, rectifier: Rectifier, valid: Tensor | None = None) ->
     stats.pre_mean = (row_mean * seen).sum(0) / stats.positions.clamp_min(1)
     stats.pre_squares = (row_squares + (row_mean - stats.pre_mean) ** 2 * seen).sum(0)
     return CallSummary(stats, fired_positions > 0, _rows(num_inputs, valid, pre.device))
+
+
+def _from_reduced(stats: UnitStats, reduced: fused.Reduced, positions: int) -> CallSummary:
+    """What the fast kernel found, as a summary; sums of squares are taken in float64, where they hardly cancel."""
+    stats.positions = torch.full_like(stats.positions, positions)
+    stats.positions_fired = reduced.positions_fired
+    stats.pre_max, stats.pre_min = reduced.highest, reduced.lowest
+    stats.pre_mean = reduced.total / positions
+    stats.pre_squares = (reduced.squares - reduced.total * stats.pre_mean).clamp_min(0)
+    return CallSummary(stats, reduced.fired, _rows(len(reduced.fired), None, stats.positions.device))
 
 
 def output_magnitude(post: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -59,6 +59,7 @@ class ActivationSite:
         terms: the parametrised operations.
         complete: the rows of every operation that feeds the site could be told.
         unweighted_summand: another site's output, or an input, is added in without a weight.
+        mixed: the same, but behind a normalisation, which scales it.
         feeds: ``site_id`` of the sites whose outputs this one reads.
         order: position in the first forward pass.
         note: what a report must say about this site; empty where all is well.
@@ -77,6 +78,7 @@ class ActivationSite:
     terms: tuple[Term, ...]
     complete: bool
     unweighted_summand: bool
+    mixed: bool
     feeds: tuple[str, ...]
     order: int
     note: str = ""
@@ -168,6 +170,7 @@ def build_site(
         terms=terms,
         complete=len([term for term in terms if term.nearest]) == len(provenance.sources),
         unweighted_summand=bool(provenance.summands) or provenance.raw_summand,
+        mixed=any(source.mixed for source in all_sources(provenance.sources)),
         feeds=feeds,
         order=order,
         note=note,
@@ -214,7 +217,7 @@ def _units(edge: Edge, provenance: Provenance) -> tuple[tuple[int, ...], Tensor 
     axes: tuple[int, ...] = ()
     for source in provenance.sources:
         _narrow(source)
-        unit_map = locate(edge, source, axes or None)
+        unit_map = locate(edge, source, axes or None, among=provenance.sources)
         if unit_map is not None:
             maps.append((source, unit_map))
             axes = axes or unit_map.axes
@@ -236,7 +239,7 @@ def _narrow(source: Source) -> None:
     """A norm over (C, H, W) has a scale for every place: its units are still those of the layer before it."""
     if source.kind == "norm" and len(source.row_axes) > 1:
         for entry, behind in zip(source.inputs, source.behind, strict=False):
-            unit_map = locate(entry, behind)
+            unit_map = locate(entry, behind, among=source.behind)
             if unit_map is not None and len(edge_shape(entry)) == len(source.shape):
                 source.row_axes = unit_map.axes
                 return
@@ -249,7 +252,7 @@ def _terms_behind(source: Source, rows: Tensor, *, direct: bool) -> list[Term]:
         for entry in source.inputs:
             if len(source.row_axes) != 1 or len(edge_shape(entry)) != len(source.shape):
                 continue
-            unit_map = locate(entry, behind, source.row_axes)
+            unit_map = locate(entry, behind, source.row_axes, among=source.behind)
             if unit_map is None:
                 continue
             composed = torch.where(rows >= 0, unit_map.rows[rows.clamp_min(0) % len(unit_map.rows)], -1)

@@ -111,7 +111,7 @@ def test_padding_and_non_finite_values_leave_no_trace(case, data):
             found[name],
             values,
             rtol=5e-6,
-atol=2.0**-22 * float(np.nanmax(np.abs(right["pre_mean"]), initial=0)) + 1e-12,
+            atol=2.0**-22 * float(np.nanmax(np.abs(right["pre_mean"]), initial=0)) + 1e-12,
             err_msg=name,
         )
 
