@@ -43,6 +43,7 @@ from relu_doctor.observe.reading import Source, open_batches, plan, take
 from relu_doctor.observe.rectifiers import Custom
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.terms import Mode, Statistics
+from relu_doctor.text import clean_text
 
 Forward = Callable[[nn.Module, Any], object]
 Mask = Callable[[Any], Tensor | None]
@@ -441,5 +442,6 @@ def _forward_error(model: nn.Module, error: Exception, passed: Any, index: int) 
     shown = ", ".join(describe(value) for value in (*passed[0], *passed[1].values()))
     return ForwardError(
         f"the model's forward raised in {where or 'the model'} on batch {index}: {type(error).__name__}: "
-        f"{message[:300]} (passed: {shown}). Give data of the shape and dtype that the model takes, or forward=."
+        f"{clean_text(message, 300)} (passed: {shown}). "
+        "Give data of the shape and dtype that the model takes, or forward=."
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import pandas as pd
 
 from relu_doctor.config import load_config
 from relu_doctor.diagnose.findings import Finding
+from relu_doctor.diagnose.judgement import COLUMNS
 from relu_doctor.diagnose.origins import LearningRateEvidence
 from relu_doctor.diagnose.table import EVIDENCE, INTEGERS, TRAIN_COLUMNS, Coverage, SiteRecord, UnitTable
 from relu_doctor.errors import DiagnosisFormatError, OutputError
@@ -58,10 +60,23 @@ def from_dict(data: Mapping[str, Any]) -> Diagnosis:
         DiagnosisFormatError: not a diagnosis, or of a newer schema.
     """
     _check_version(data)
-    try:
+    with _whole():
         units = pd.DataFrame({name: _column(name, values) for name, values in data["units"].items()})
         return _assemble(data, units)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """What goes wrong with the content of a file is damage.
+
+    Raises:
+        DiagnosisFormatError: whatever was raised.
+    """
+    try:
+        yield
+    except DiagnosisFormatError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise DiagnosisFormatError(
             f"expected a saved diagnosis of schema {SCHEMA_VERSION}, found a damaged one "
             f"({type(error).__name__}: {error}); scan again."
@@ -85,7 +100,7 @@ def load(path: Path) -> Diagnosis:
         content = path.read_bytes()
     except OSError as error:
         raise DiagnosisFormatError(f"expected a saved diagnosis at {path}: {error.strerror}.") from error
-    if content[8:9] == b"{" and not content.lstrip().startswith(b"{"):
+    if content[8:9] == b"{" and b"\0" in content[:8]:  # the length of a header, which JSON never begins with
         return _from_columns(content, path)
     try:
         data = json.loads(content)
@@ -120,8 +135,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _check_version(data: Mapping[str, Any]) -> None:
-    version = data.get("schema_version")
+def _check_version(data: Any) -> None:
+    version = data.get("schema_version") if isinstance(data, Mapping) else None
     if not isinstance(version, int):
         raise DiagnosisFormatError(
             "expected a saved diagnosis with a schema_version, found none; is this file one of ours?"
@@ -140,6 +155,12 @@ def _assemble(data: Mapping[str, Any], units: pd.DataFrame) -> Diagnosis:
         SiteRecord(**{**{key: value for key, value in site.items() if key in names}, "feeds": tuple(site["feeds"])})
         for site in data["sites"]
     )
+    rows = [record.site_id for record in records for _ in range(record.num_units)]
+    if units["site_id"].tolist() != rows:
+        raise ValueError(f"{len(units):,} units do not fit its sites, which have {len(rows):,}")
+    missing = [name for name in COLUMNS if name not in units]
+    if missing:
+        raise KeyError(", ".join(missing))
     coverage = dict(data["coverage"])
     for key in ("unused", "notes"):
         coverage[key] = tuple(coverage[key])
@@ -238,13 +259,14 @@ def _from_columns(content: bytes, path: Path) -> Diagnosis:
     except Exception as error:  # safetensors raises its own type for each kind of damage
         raise DiagnosisFormatError(f"expected a saved diagnosis, found a damaged file at {path} ({error}).") from error
     _check_version(head)
-    units = pd.DataFrame(index=range(len(next(iter(arrays.values()), []))))
-    for name in head["order"]:
-        values = arrays[name]
-        if name in head["codes"]:
-            units[name] = np.array(head["codes"][name], dtype=object)[values]
-        elif name in {"first_fired", "last_fired"}:
-            units[name] = pd.array([pd.NA if value < 0 else value for value in values.tolist()], dtype="Int64")
-        else:
-            units[name] = values
-    return _assemble(head, units)
+    with _whole():
+        units = pd.DataFrame(index=range(len(next(iter(arrays.values()), []))))
+        for name in head["order"]:
+            values = arrays[name]
+            if name in head["codes"]:
+                units[name] = np.array(head["codes"][name], dtype=object)[values]
+            elif name in {"first_fired", "last_fired"}:
+                units[name] = pd.array([pd.NA if value < 0 else value for value in values.tolist()], dtype="Int64")
+            else:
+                units[name] = values
+        return _assemble(head, units)

@@ -81,7 +81,7 @@ def recorded(draw):
 
 
 @given(recorded(), st.sampled_from([RELU, RELU6]), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_statistics_do_not_depend_on_how_inputs_are_batched(case, rectifier, dtype):
     """For any split, batches of one included, every statistic is the reference's."""
     pre, sizes = case
@@ -94,7 +94,7 @@ def test_statistics_do_not_depend_on_how_inputs_are_batched(case, rectifier, dty
 
 
 @given(recorded(), st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_padding_and_non_finite_values_leave_no_trace(case, data):
     """NaN and infinities are counted as such and enter no other statistic; padding enters none at all."""
     pre, sizes = case
@@ -117,7 +117,7 @@ def test_padding_and_non_finite_values_leave_no_trace(case, data):
 
 
 @given(recorded())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_minimal_kernel_agrees_on_what_it_measures(case):
     """Firing counts, maxima and ordinals are those of the full kernel."""
     pre, _ = case
@@ -148,7 +148,7 @@ def assert_same(a: UnitStats, b: UnitStats) -> None:
 
 
 @given(three_statistics())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_merging_is_associative_and_commutative_and_empty_is_neutral(statistics):
     """Batches, windows, ranks and resumed runs may be merged in any order."""
     a, b, c = statistics
@@ -200,7 +200,7 @@ def test_an_empty_call_leaves_nothing():
 
 @pytest.mark.parametrize("name", ["mlp", "resnet", "sequences"])
 @given(data=st.data())
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 def test_a_scan_does_not_depend_on_the_batches(name, data):
     """The same inputs in other batches give the same counts, and the same numbers up to rounding."""
     model, _ = CASES[name].build()
