@@ -332,6 +332,8 @@ class _Scanner:
                 f'axis in the configuration: [sites."{wanted[0].base_name}"] unit_axis = 1.'
             )
         request = self.request
+        if request.exhaustive and not self.read_to_end:
+            self.probe.note("exhaustive was left out of account: the data were not read to their end")
         coverage = Coverage(
             num_inputs=self.num_inputs,
             distinct_inputs=self.num_inputs - self.census.repeated,
@@ -342,7 +344,7 @@ class _Scanner:
             mode=request.mode.value,
             statistics=request.statistics.value,
             random_inputs=request.random_inputs,
-            exhaustive=request.exhaustive,
+            exhaustive=request.exhaustive and self.read_to_end,
             masked=self.masked,
             unused=tuple(name for name in unused if _selected(name, request)),
             excluded=len(found) - len(wanted),

@@ -373,7 +373,7 @@ def test_progress_is_told():
 def test_a_site_that_no_parameter_feeds_is_named_by_its_place():
     """A rectifier on raw input is known by its module and the order of its calls, and says so."""
     diagnosis = relu_doctor.scan(nn.Sequential(nn.ReLU(), nn.Linear(3, 2), nn.ReLU()), torch.randn(9, 3))
-    assert diagnosis.table.sites[0].note.startswith("no parameter feeds it")
+    assert diagnosis.table.sites[0].note.startswith("no weighted operation")
     assert diagnosis.sites["num_units"].tolist() == [3, 2]
 
 

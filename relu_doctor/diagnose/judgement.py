@@ -81,7 +81,15 @@ def judge(table: UnitTable, config: Config) -> Judgement:
     known = {site.site_id for site in table.sites}
     for site, rows in zip(table.sites, judged, strict=True):
         if len(rows):
-            rows["mechanism"] = _mechanisms(rows, site, blamed[site.site_id], config, all_seen=set(site.feeds) <= known)
+            culprit = blamed[site.site_id]
+            rows["mechanism"] = _mechanisms(
+                rows,
+                site,
+                culprit,
+                config,
+                all_seen=set(site.feeds) <= known,
+                wholly=any(silent[other.site_id] == 1 for other in table.sites if other.name == culprit),
+            )
     filled = [frame for frame in judged if len(frame)]
     columns = [*COLUMNS, *(name for name in table.units.columns if name.startswith("train_"))]
     units = pd.concat(filled, ignore_index=True)[columns] if filled else pd.DataFrame(columns=columns)
@@ -151,11 +159,11 @@ def _with_rates(
 
 
 def _mechanisms(
-    rows: pd.DataFrame, site: SiteRecord, blamed: str | None, config: Config, *, all_seen: bool
+    rows: pd.DataFrame, site: SiteRecord, blamed: str | None, config: Config, *, all_seen: bool, wholly: bool
 ) -> NDArray[np.object_]:
     status = rows["status"].to_numpy(object)
     silent = np.isin(status, [Status.DEAD.value, Status.UNPROVEN.value])
-    found = find_mechanisms(rows, site, silent, blamed, config, all_seen=all_seen)
+    found = find_mechanisms(rows, site, silent, blamed, config, all_seen=all_seen, wholly=wholly)
     found[status == Status.NON_FINITE.value] = Mechanism.NON_FINITE.value
     found[status == Status.SATURATED.value] = Mechanism.SATURATED.value
     return found

@@ -18,10 +18,18 @@ from relu_doctor.diagnose.table import SiteRecord
 from relu_doctor.terms import Mechanism
 
 Bools = NDArray[np.bool_]
+_ROUNDING = 1e-6  # of a bias: what float32 leaves of inputs that do not vary
 
 
 def find_mechanisms(
-    units: pd.DataFrame, site: SiteRecord, silent: Bools, upstream: str | None, config: Config, *, all_seen: bool = True
+    units: pd.DataFrame,
+    site: SiteRecord,
+    silent: Bools,
+    upstream: str | None,
+    config: Config,
+    *,
+    all_seen: bool = True,
+    wholly: bool = False,
 ) -> NDArray[np.object_]:
     """The mechanism of each unit of one site; the first rule that holds wins.
 
@@ -31,6 +39,7 @@ def find_mechanisms(
         silent: bool (units,): which units never fired on the low side.
         upstream: name of a silent site that feeds this one, ``None`` where there is none.
         config: thresholds.
+        wholly: the site to blame is silent in all its units, so that nothing it feeds can vary.
         all_seen: every site that feeds this one is in the table; else constant inputs cannot be told from dead ones.
 
     Returns:
@@ -43,26 +52,25 @@ def find_mechanisms(
     with np.errstate(invalid="ignore", divide="ignore"):
         reach = highest - mean
         several = (units["positions"].to_numpy() >= 2) & np.isfinite(lowest)
-        constant = several & (
-            highest - lowest <= config.constant_tolerance * np.maximum(np.abs(highest), np.abs(lowest))
-        )
+        size = np.maximum(np.abs(highest - bias), np.abs(lowest - bias))
+        constant = several & (highest - lowest <= config.constant_tolerance * size + _ROUNDING * np.abs(bias))
         weightless = (units["weight_l2"].to_numpy(float) == 0) & (site.norm != "norm") & (not site.mixed)
-        weightless |= units["gamma"].to_numpy(float) == 0
+        weightless |= (units["gamma"].to_numpy(float) == 0) & (site.norm != "mixed")
         zero = weightless & (bias <= low) & (not site.unweighted_summand)
         shift = (units["beta"].to_numpy(float) - low) / np.abs(units["gamma"].to_numpy(float))
         normalised = (site.norm == "batch_norm") & (shift < -config.normalization_z)
         by_bias = (bias < 0) & (highest - bias > low)
         by_offset = (mean - bias < 0) & (bias + reach > low)
         by_both = reach > low
-    if upstream is not None:
-        held = Mechanism.DEAD_UPSTREAM
-    else:
-        held = Mechanism.CONSTANT_INPUTS if all_seen else Mechanism.UNKNOWN
+    weights, gamma = units["weight_l2"].to_numpy(float), units["gamma"].to_numpy(float)
+    weighted = ((weights > 0) | (np.isnan(weights) & (gamma > 0))) & site.decomposable
+    held = Mechanism.CONSTANT_INPUTS if upstream is None else Mechanism.DEAD_UPSTREAM
+    told = constant & (weighted | wholly) & (all_seen | (upstream is not None))
     below = highest <= low  # else it leaps over its slope, between two flat sides
     known = np.isfinite(mean) & several & site.decomposable & below
     rules: Sequence[tuple[Mechanism, Bools]] = (
         (Mechanism.ZERO_WEIGHTS, zero),
-        (held, constant),
+        (held, told),
         (Mechanism.NORMALIZATION, normalised),
         (Mechanism.BIAS_OR_OFFSET, known & by_bias & by_offset),
         (Mechanism.NEGATIVE_BIAS, known & by_bias),

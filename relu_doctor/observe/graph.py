@@ -7,13 +7,13 @@ between a rectifier and the weighted operation before it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node, saved_tensors_hooks
+from torch.autograd.graph import Node, saved_tensors_hooks
 
 Edge = tuple[Node, int]
 
@@ -50,6 +50,7 @@ _VIEWS = {
     "MovedimBackward0",
 }
 _ELEMENTWISE_WITH_PARAMETER = {"AddBackward0", "MulBackward0", "SubBackward0", "DivBackward0"}
+_SUMS = {"AddBackward0", "SubBackward0", "RsubBackward1"}
 _WALK_LIMIT = 200_000  # nodes; a graph this large behind one rectifier is a loop over time
 
 
@@ -91,7 +92,8 @@ class Source:
     """An operation with parameters on the way from a pre-activation back to its inputs.
 
     Attributes:
-        kind: ``weight`` (matrix product, convolution, embedding), ``batch_norm``, ``norm`` or ``elementwise``.
+        kind: ``weight`` (matrix product, convolution, embedding), ``batch_norm``, ``norm``, ``elementwise`` (added or
+            multiplied) or ``other`` (subtracted, divided by).
         edge: its output in the graph.
         row_axes: axes of that output along which its parameters' rows lie.
         weight, additive: qualified names of the scaling and of the additive parameters.
@@ -127,12 +129,17 @@ class Provenance:
         summands: indices of earlier rectifier calls whose outputs are added in without a weight between.
         raw_summand: an input of the model is added in without a weight between.
         crossed: how many rectifiers lie between, where only another rectifier's output is read.
+        shifts: operations on the way that negate or add something that no source accounts for; two pre-activations of
+            one source that differ in them (``z`` and ``-z``) are two sites.
+        constants: something is added or subtracted that is no unit's own parameter.
     """
 
     sources: list[Source]
     summands: tuple[int, ...]
     raw_summand: bool
     crossed: int
+    shifts: tuple[str, ...] = ()
+    constants: bool = False
 
 
 def edge_shape(edge: Edge) -> torch.Size:
@@ -162,13 +169,20 @@ class GraphReader:
     def __init__(self, names: Mapping[int, str], rectified: Mapping[Node, int]) -> None:
         self.names = names
         self.rectified = rectified
+        self._shifts: list[str] = []
+        self._constants = False
 
     def provenance(self, edge: Edge) -> Provenance:
         """Walk back from a pre-activation to the first parametrised operations on every path."""
         for crossed in range(8):
+            self._shifts, self._constants = [], False
             sources, summands, raw, blocked = self._walk(edge, crossed)
             if sources or not blocked:
-                return Provenance(sources, tuple(sorted(summands)), raw, crossed)
+                lookups = sum(source.edge[0].name() == "EmbeddingBackward0" for source in all_sources(sources))
+                constants = self._constants or 0 < lookups < len(sources)
+                return Provenance(
+                    sources, tuple(sorted(summands)), raw, crossed, tuple(sorted(self._shifts)), constants
+                )
         return Provenance([], (), False, 0)
 
     def feeding(self, edges: tuple[Edge, ...]) -> set[int]:
@@ -211,7 +225,10 @@ class GraphReader:
             source = self._source(edge)
             if source is not None:
                 if source.kind != "weight":
+                    kept = list(self._shifts), self._constants
                     source.behind, more, more_raw = self._behind(source)
+                    if source.kind != "elementwise":  # a normalisation takes up whatever is added before it
+                        self._shifts, self._constants = kept
                     if source.kind == "elementwise" and not source.weight:
                         summands |= more
                         raw |= more_raw
@@ -221,8 +238,17 @@ class GraphReader:
                 continue
             children = _next(node)
             raw |= node.name() in {"AddBackward0", "SubBackward0"} and None in children
+            self._note_shift(node.name(), children)
             stack.extend((child, crossings) for child in reversed(children) if child is not None)
         return sources, summands, raw, blocked
+
+    def _note_shift(self, name: str, children: list[Edge | None]) -> None:
+        if name == "NegBackward0":
+            self._shifts.append(name)
+        if name in _SUMS and None in children:
+            self._shifts.append(name)
+            self._constants = True
+        self._constants |= name in _SUMS and any(self._plain_leaf(child) is not None for child in children)
 
     def _behind(self, source: Source) -> tuple[list[Source], set[int], bool]:
         sources: list[Source] = []
@@ -343,7 +369,10 @@ class GraphReader:
             others = tuple(other for index, other in enumerate(children) if index != position and other is not None)
             if edge[0].name() == "AddBackward0" and getattr(edge[0], "_saved_alpha", 1) == 1:
                 return Source("elementwise", edge, axes, (), (name,), inputs=others)
-            return Source("elementwise", edge, axes, (name,), (), inputs=others)
+            if edge[0].name() == "MulBackward0":
+                return Source("elementwise", edge, axes, (name,), (), inputs=others)
+            self._constants = True  # subtracted or divided by: the columns of a table hold neither
+            return Source("other", edge, axes, (name,), (), inputs=others)
         return None
 
     def _leaves(self, edge: Edge | None) -> tuple[str, ...]:
@@ -405,174 +434,3 @@ class GraphReader:
 
 def _present(edge: Edge | None) -> tuple[Edge, ...]:
     return () if edge is None else (edge,)
-
-
-@dataclass(frozen=True, slots=True)
-class UnitMap:
-    """How the units of a pre-activation map to the rows of a source.
-
-    Attributes:
-        axes: the axes of the pre-activation on which its units lie.
-        rows: int64 (codes,): the row that each index along those axes comes from; -1 where unknown.
-        additive: the source's additive parameter reaches every value with slope 1.
-        one_to_one: no value mixes several indices, so that indices of one row may be pooled as one unit.
-    """
-
-    axes: tuple[int, ...]
-    rows: Tensor
-    additive: bool
-    one_to_one: bool
-
-
-def locate(
-    edge: Edge, source: Source, axes: tuple[int, ...] | None = None, *, among: Sequence[Source] = ()
-) -> UnitMap | None:
-    """Find the axes of ``edge``'s tensor whose index decides the row of ``source`` that a value comes from.
-
-    Each value of the pre-activation is given a random gradient, multiplied by a code that depends on its index along
-    the candidate axes only. Where the codes arrive at the source's output, each in a single row, the axes are right.
-
-    Args:
-        edge: the pre-activation.
-        source: the parametrised operation to ask.
-        axes: candidate to test; by default every axis, then every pair.
-        among: all sources that feed ``edge`` directly. What reaches ``source`` through another of them (a layer that
-            reads it, beside a skip connection that adds it) is left out.
-
-    Returns:
-        The smallest set of axes that decides the row, or ``None`` where no set does.
-    """
-    shape = edge_shape(edge)
-    if axes is not None:
-        candidates = [axes]
-    else:
-        wide = [axis for axis, size in enumerate(shape) if size > 1]
-        rows = 1
-        for axis in source.row_axes:
-            rows *= source.shape[axis]
-        candidates = [(axis,) for axis in wide]
-        candidates.sort(key=lambda chosen: shape[chosen[0]] != rows)  # most likely first
-        candidates += [(a, b) for i, a in enumerate(wide) for b in wide[i + 1 :]]
-        if rows == 1:
-            narrow = [axis for axis, size in enumerate(shape) if size == 1]
-            candidates = [(axis,) for axis in narrow if axis == source.row_axes[0]] or [(axis,) for axis in narrow[-1:]]
-    probe = _Interrogation(edge, source, among)
-    for candidate in candidates:
-        unit_map = probe.ask(candidate)
-        if unit_map is not None:
-            return unit_map
-    for candidate in candidates:
-        if len(candidate) == 1:
-            unit_map = probe.ask_one_by_one(candidate[0])
-            if unit_map is not None:
-                return unit_map
-    return None
-
-
-def _nothing_passes(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
-
-
-class _Interrogation:
-    """Questions to the stretch of graph between a pre-activation and one source."""
-
-    def __init__(self, edge: Edge, source: Source, among: Sequence[Source]) -> None:
-        self.cut = {other.edge[0] for other in among} - {source.edge[0]}
-        metadata = edge[0]._input_metadata[edge[1]]
-        self.shape, self.dtype, self.device = torch.Size(metadata.shape), metadata.dtype, metadata.device
-        self.edge, self.source = GradientEdge(*edge), source
-        self.target = GradientEdge(*source.edge)
-        generator = torch.Generator(self.device).manual_seed(1)
-        self.noise = torch.empty(self.shape, dtype=self.dtype, device=self.device).uniform_(
-            0.5, 1.5, generator=generator
-        )
-        self.row_count = 1
-        for axis in source.row_axes:
-            self.row_count *= source.shape[axis]
-        self.same = self.edge == self.target
-        self.base = self._pull(self.noise)
-
-    def _pull(self, values: Tensor) -> Tensor:
-        """The gradient of sum(values * z) at the source's output, rows first: (rows, values)."""
-        if self.same:
-            gradient: Tensor | None = values
-        else:
-            handles = [node.register_prehook(_nothing_passes) for node in self.cut]
-            try:
-                (gradient,) = torch.autograd.grad(
-                    [self.edge], [self.target], grad_outputs=[values], retain_graph=True, allow_unused=True
-                )
-            finally:
-                for handle in handles:
-                    handle.remove()
-        if gradient is None:
-            return torch.zeros(self.row_count, 0, device=self.device)
-        gradient = gradient.float() if gradient.dtype in {torch.float16, torch.bfloat16} else gradient
-        axes = self.source.row_axes
-        return gradient.movedim(axes, tuple(range(len(axes)))).reshape(self.row_count, -1)
-
-    def ask(self, axes: tuple[int, ...]) -> UnitMap | None:
-        if self.base.numel() == 0 or not bool((self.base != 0).any()):
-            return None
-        codes = 1
-        for axis in axes:
-            codes *= self.shape[axis]
-        index = self._index(axes)
-        base = 16 if self.dtype in {torch.float16, torch.bfloat16} else 1024
-        reached = self.base != 0
-        decoded = torch.zeros(self.base.shape, dtype=torch.int64, device=self.device)
-        scale = 1
-        while True:
-            digit = (index // scale) % base
-            ratio = self._pull(self.noise * (digit + 1).to(self.dtype)) / torch.where(reached, self.base, 1)
-            value = ratio.round()
-            if bool((((ratio - value).abs() > 0.2) | (value < 1) | (value > base))[reached].any()):
-                return None
-            decoded += (value.long() - 1).clamp_(min=0) * scale
-            scale *= base
-            if scale >= codes:
-                break
-        rows = torch.arange(self.row_count, device=self.device)[:, None].expand_as(decoded)
-        found, their_rows = decoded[reached], rows[reached]
-        if int(found.max()) >= codes:
-            return None
-        table = torch.full((codes,), -1, dtype=torch.int64, device=self.device)
-        table[found] = their_rows
-        if bool((table[found] != their_rows).any()):
-            return None
-        return UnitMap(axes, table, self._slope_is_one(axes, table), True)
-
-    def ask_one_by_one(self, axis: int) -> UnitMap | None:
-        """For maps that mix (``cat([z, -z])``): each index alone must light exactly one row."""
-        count = self.shape[axis]
-        if count > 512:
-            return None
-        rows = []
-        for position in range(count):
-            values = torch.zeros_like(self.noise)
-            values.select(axis, position).copy_(self.noise.select(axis, position))
-            lit = (self._pull(values) != 0).any(1).nonzero()
-            if len(lit) != 1:
-                return None
-            rows.append(int(lit))
-        return UnitMap((axis,), torch.tensor(rows, device=self.device), False, False)
-
-    def _index(self, axes: tuple[int, ...]) -> Tensor:
-        index = torch.zeros((1,) * len(self.shape), dtype=torch.int64, device=self.device)
-        for axis in axes:
-            view = [1] * len(self.shape)
-            view[axis] = self.shape[axis]
-            index = index * self.shape[axis] + torch.arange(self.shape[axis], device=self.device).view(view)
-        return index
-
-    def _slope_is_one(self, axes: tuple[int, ...], table: Tensor) -> bool:
-        """Whether a constant added to a row is added, unscaled, to every value of its units."""
-        others = tuple(axis for axis in range(len(self.shape)) if axis not in axes)
-        sums = (self.noise.double().sum(others) if others else self.noise.double()).reshape(-1)
-        known = table >= 0
-        if not bool(known.all()):
-            return False
-        expected = torch.zeros(self.row_count, dtype=torch.float64, device=self.device).index_add_(0, table, sums)
-        found = self.base.double().sum(1)
-        tolerance = 0.02 if self.dtype in {torch.float16, torch.bfloat16} else 1e-3
-        return bool(((found - expected).abs() <= tolerance * expected.abs().clamp_min(1e-12)).all())

@@ -21,7 +21,7 @@ class UnitParameters:
         bias: the additive parameter next to the rectifier: beta behind a norm, summed over the producers of a sum.
         weight_l2: Euclidean norm of the incoming weights, over all producers of a sum.
         gamma, beta: scale and shift of the normalisation next to the rectifier.
-        norm: ``batch_norm``, ``norm`` or empty.
+        norm: ``batch_norm``, ``norm``, ``mixed`` (beside something that is not normalised) or empty.
         decomposable: the pre-activation is w.h plus ``bias``, unscaled, on every path.
     """
 
@@ -40,12 +40,16 @@ def read_parameters(model: nn.Module, site: ActivationSite) -> UnitParameters:
     nothing = torch.full((site.num_units,), torch.nan, dtype=torch.float64)
     bias, squares, gamma, beta = nothing.clone(), nothing.clone(), nothing.clone(), nothing.clone()
     norms: set[str] = set()
+    accounted = True
     for term in site.terms:
         added = _rows(_effective(model, lookup, term.additive), term, axis=0)
         if added is not None and term.direct and term.unit_slope:
             bias = _plus(bias, added)
+        accounted &= not (term.direct and term.additive) or (added is not None and term.unit_slope)
         if term.kind == "weight":
             squares = _plus(squares, _row_squares(_effective(model, lookup, term.weight), term))
+            continue
+        if term.kind == "other":
             continue
         scale = _rows(_effective(model, lookup, term.weight), term, axis=0)
         if scale is not None and term.direct:
@@ -54,14 +58,14 @@ def read_parameters(model: nn.Module, site: ActivationSite) -> UnitParameters:
             norms.add(term.kind)
             if added is not None:
                 beta = _plus(beta, added)
-    scaled = all(term.unit_slope for term in site.terms if term.direct and term.additive)
+    beside = any(term.nearest and term.kind in {"weight", "elementwise", "other"} for term in site.terms)
     return UnitParameters(
         bias=bias,
         weight_l2=squares.sqrt(),
         gamma=gamma.sqrt(),
         beta=beta,
-        norm=norms.pop() if len(norms) == 1 else "norm" if norms else "",
-        decomposable=bool(site.terms) and site.complete and scaled,
+        norm="" if not norms else "mixed" if beside or len(norms) > 1 else norms.pop(),
+        decomposable=bool(site.terms) and site.complete and accounted,
     )
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from relu_doctor.observe.graph import Edge, Provenance, Source, UnitMap, all_sources, edge_shape, locate
+from relu_doctor.observe.axes import UnitMap, locate
+from relu_doctor.observe.graph import Edge, Provenance, Source, all_sources, edge_shape
 from relu_doctor.observe.rectifiers import Rectifier
 
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -57,7 +58,7 @@ class ActivationSite:
         unit_axes: axes of the pre-activation that count units; empty where they could not be told.
         grouping: int64 (codes,): unit of each index along ``unit_axes`` where several share one, else ``None``.
         terms: the parametrised operations.
-        complete: the rows of every operation that feeds the site could be told.
+        complete: the rows of every operation that feeds the site could be told, and nothing else is added.
         unweighted_summand: another site's output, or an input, is added in without a weight.
         mixed: the same, but behind a normalisation, which scales it.
         feeds: ``site_id`` of the sites whose outputs this one reads.
@@ -139,7 +140,7 @@ def build_site(
     if not axes:
         axes, table = _fallback_axes(shape, provenance), None
         if not provenance.sources:
-            note = "no parameter feeds it: known by its module and the order of its calls"
+            note = "no weighted operation was found behind it: known by its module and the order of its calls"
         if not axes:
             note = "the axis of its units could not be told"
     codes = 1
@@ -153,6 +154,7 @@ def build_site(
     producers = tuple(parameters)
     low_high = f"{rectifier.low}:{rectifier.high}"
     identity = [kind, low_high, *sorted(producers), str(provenance.crossed), str(num_units), _row_signature(terms)]
+    identity += provenance.shifts
     if not producers:
         identity += [base_name, str(occurrence)]
     site_id = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
@@ -168,7 +170,7 @@ def build_site(
         unit_axes=axes,
         grouping=grouping,
         terms=terms,
-        complete=len([term for term in terms if term.nearest]) == len(provenance.sources),
+        complete=len([term for term in terms if term.nearest]) == len(provenance.sources) and not provenance.constants,
         unweighted_summand=bool(provenance.summands) or provenance.raw_summand,
         mixed=any(source.mixed for source in all_sources(provenance.sources)),
         feeds=feeds,
@@ -231,7 +233,7 @@ def _units(edge: Edge, provenance: Provenance) -> tuple[tuple[int, ...], Tensor 
     for source, unit_map in maps:
         rows = _per_unit(unit_map.rows, units)
         terms.append(_term(source, rows, nearest=True, direct=True, unit_slope=unit_map.additive))
-        terms += _terms_behind(source, rows, direct=source.kind == "elementwise")
+        terms += _terms_behind(source, rows, direct=source.kind in {"elementwise", "other"})
     return axes, table, tuple(terms)
 
 
