@@ -31,16 +31,16 @@ from relu_doctor.observe.feeding import (
     Arguments,
     Feeder,
     describe,
-    head_of,
     map_tensors,
     moved,
     num_inputs_of,
     tensors_in,
 )
 from relu_doctor.observe.guard import preserved, preserved_buffers
-from relu_doctor.observe.probe import SAMPLE, Probe, Reading
+from relu_doctor.observe.probe import Probe, Reading
 from relu_doctor.observe.reading import Source, open_batches, plan, take
 from relu_doctor.observe.rectifiers import Custom
+from relu_doctor.observe.rehearsal import Inputs, Rehearsal, rehearse
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.terms import Mode, Statistics
 from relu_doctor.text import clean_text
@@ -289,14 +289,14 @@ class _Scanner:
             finally:
                 self.inputs_survive = versions == [tensor._version for tensor in tensors_in((given, named))]
 
-        def sample() -> object:
-            return run(*head_of((args, kwargs), SAMPLE))
+        def prepare() -> Rehearsal | None:
+            return rehearse((args, kwargs), reading.num_inputs, reading.mask)
 
-        # Where a tensor has another first axis (edges between nodes, say), a part of the rest may not fit it.
-        rows = {len(tensor) for tensor in tensors_in((args, kwargs)) if tensor.dim()}
-        can_sample = rows == {reading.num_inputs} and (reading.num_inputs or 0) > SAMPLE
+        def perform(inputs: Inputs) -> object:
+            return run(*map_tensors(inputs, torch.clone))
+
         try:
-            self.probe.observe(run, reading, phase=phase.value, sample=sample if can_sample else None)
+            self.probe.observe(run, reading, phase=phase.value, prepare=prepare, perform=perform)
         except ReLUDoctorError:
             raise
         except Exception as error:

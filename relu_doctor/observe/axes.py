@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 from relu_doctor.observe.graph import Edge, Source, edge_shape
+
+_SAMPLED = 512  # values per row that are decoded first, which is enough where each row has one code
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,7 @@ def locate(
 
 
 def _nodes_between(start: Node, end: Node, stops: set[Node]) -> list[Node]:
-    """The nodes on the ways from one to the other that lead through none of ``stops``, readers before what they read."""
+    """The nodes on the ways from one to the other that lead through no stop, readers before what they read."""
     leads: dict[Node, bool] = {end: True}
     order: list[Node] = [end]
     stack: list[tuple[Node, bool]] = [(start, False)]
@@ -143,7 +146,7 @@ class _Interrogation:
             incoming = [arrived.pop((node, number), None) for number in range(len(node._input_metadata))]
             if all(gradient is None for gradient in incoming):
                 continue
-            outgoing = node(*incoming)
+            outgoing = node(*incoming)  # type: ignore[operator]  # nodes are callable, which the stubs do not say
             outgoing = outgoing if isinstance(outgoing, tuple) else (outgoing,)
             for (child, number), gradient in zip(node.next_functions, outgoing, strict=True):
                 if child is not None and gradient is not None and child in self.leading:
@@ -154,19 +157,32 @@ class _Interrogation:
         return arrived.get(self.source.edge)
 
     def ask(self, axes: tuple[int, ...]) -> UnitMap | None:
+        """The rows that each index along some axes comes from; ``None`` where the axes do not decide it."""
         if self.base.numel() == 0 or not bool((self.base != 0).any()):
             return None
-        codes = 1
-        for axis in axes:
-            codes *= self.shape[axis]
+        codes = math.prod(self.shape[axis] for axis in axes)
+        columns = self.base.shape[1]
+        if columns > 2 * _SAMPLED:  # where each row has one code, a part of its values tells it
+            generator = torch.Generator(self.device).manual_seed(2)
+            sample = torch.randint(columns, (_SAMPLED,), device=self.device, generator=generator)
+            table = self._decode(axes, codes, sample)
+            if table is None or int((table >= 0).sum()) == int((self.base != 0).any(1).sum()):
+                return None if table is None else UnitMap(axes, table, self._slope_is_one(axes, table), True)
+        table = self._decode(axes, codes, slice(None))
+        return None if table is None else UnitMap(axes, table, self._slope_is_one(axes, table), True)
+
+    def _decode(self, axes: tuple[int, ...], codes: int, columns: Tensor | slice) -> Tensor | None:
+        """Read the codes that arrive in some columns of the rows; ``None`` where codes of one row or value mix."""
         index = self._index(axes)
         base = 16 if self.dtype in {torch.float16, torch.bfloat16} else 1024
-        reached = self.base != 0
-        decoded = torch.zeros(self.base.shape, dtype=torch.int64, device=self.device)
+        first = self.base[:, columns]
+        reached = first != 0
+        decoded = torch.zeros(first.shape, dtype=torch.int64, device=self.device)
         scale = 1
         while True:
             digit = (index // scale) % base
-            ratio = self._pull(self.noise * (digit + 1).to(self.dtype)) / torch.where(reached, self.base, 1)
+            coded = self._pull(self.noise * (digit + 1).to(self.dtype))[:, columns]
+            ratio = coded / torch.where(reached, first, 1)
             value = ratio.round()
             if bool((((ratio - value).abs() > 0.2) | (value < 1) | (value > base))[reached].any()):
                 return None
@@ -176,13 +192,13 @@ class _Interrogation:
                 break
         rows = torch.arange(self.row_count, device=self.device)[:, None].expand_as(decoded)
         found, their_rows = decoded[reached], rows[reached]
+        if not len(found):
+            return torch.full((codes,), -1, dtype=torch.int64, device=self.device)
         if int(found.max()) >= codes:
             return None
         table = torch.full((codes,), -1, dtype=torch.int64, device=self.device)
         table[found] = their_rows
-        if bool((table[found] != their_rows).any()):
-            return None
-        return UnitMap(axes, table, self._slope_is_one(axes, table), True)
+        return None if bool((table[found] != their_rows).any()) else table
 
     def ask_one_by_one(self, axis: int) -> UnitMap | None:
         """For maps that mix (``cat([z, -z])``): each index alone must light exactly one row."""

@@ -135,9 +135,14 @@ class Feeder:
                 "forward=lambda model, batch: …."
             )
         mask = kwargs.get("attention_mask")
-        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point() else None
+        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and _is_binary(mask) else None
         shown = ", ".join(f"{key} {describe(value)}" for key, value in kwargs.items())
         return Arguments((), kwargs, num_inputs_of(kwargs), shown, mask)
+
+
+def _is_binary(mask: Tensor) -> bool:
+    """Ones and zeros; a floating mask may also be one to add to scores."""
+    return not mask.is_floating_point() or bool(((mask == 0) | (mask == 1)).all())
 
 
 def describe(value: object) -> str:

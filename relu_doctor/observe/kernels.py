@@ -152,6 +152,17 @@ def _moments(pre: Tensor) -> tuple[Tensor, Tensor]:
     return mean, squares
 
 
+def pool_rows(summary: CallSummary, num_inputs: int) -> CallSummary:
+    """Rows of which it does not show whose they are, pooled in their order to at most so many inputs."""
+    rows = len(summary.fired)
+    owner = torch.arange(rows, device=summary.fired.device) * num_inputs // rows
+    fired = torch.zeros(num_inputs, summary.fired.shape[1], dtype=torch.int32, device=summary.fired.device)
+    fired.index_add_(0, owner, summary.fired.int())
+    valid = torch.zeros(num_inputs, dtype=torch.int32, device=summary.valid.device)
+    valid.index_add_(0, owner, summary.valid.int())
+    return CallSummary(summary.stats, fired > 0, valid > 0)
+
+
 def count_inputs(stats: UnitStats, fired: Tensor, valid: Tensor, first_ordinal: int) -> UnitStats:
     """Fill in the statistics that count inputs.
 

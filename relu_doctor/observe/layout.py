@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from relu_doctor.observe.rehearsal import differs
 from relu_doctor.observe.sites import ActivationSite
 
 
@@ -18,13 +19,15 @@ class Layout:
         order: permutation that puts inputs first, then units, then positions.
         num_inputs: inputs in this call.
         split: rows of the first axis that belong to one input (tokens flattened to (inputs x tokens, features)).
-        by_rows: the batch size did not show which axis counts inputs; rows were counted instead.
+        by_rows: the batch size does not show which axis counts inputs; it is the rows that are counted.
+        interleaved: flattened rows stand position by position, not input by input.
     """
 
     order: tuple[int, ...]
     num_inputs: int
     split: int
     by_rows: bool
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,27 @@ class Sample:
     num_inputs: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a rehearsal showed of a site.
+
+    Attributes:
+        batch: the axis on which one input changed one index; ``None`` where it did not show.
+        interleaved: one input changed every n-th flattened row.
+        padded: the mask's positions are this site's; ``None`` while no padding was rehearsed.
+    """
+
+    batch: int | None = None
+    interleaved: bool = False
+    padded: bool | None = None
+
+
 def read_layout(
-    shape: torch.Size, site: ActivationSite, num_inputs: int | None, sample: Sample | None = None
+    shape: torch.Size,
+    site: ActivationSite,
+    num_inputs: int | None,
+    sample: Sample | None = None,
+    seen: Seen | None = None,
 ) -> Layout:
     """Decide which axis counts inputs.
 
@@ -46,6 +68,7 @@ def read_layout(
         num_inputs: inputs in the batch; ``None`` where no tensor shows it.
         sample: the same call with fewer inputs: the axis that grew with them is the one. Without it, an axis of that
             size is taken, the first if there are several.
+        seen: what a rehearsal showed; it goes before all else.
     """
     others = [axis for axis in range(len(shape)) if axis not in site.unit_axes]
     if not others:
@@ -53,7 +76,9 @@ def read_layout(
     matching = [axis for axis in others if shape[axis] == num_inputs]
     batch, split, by_rows = others[0], 0, False
     grown = _grown_axis(shape, others, num_inputs, sample)
-    if grown is not None and num_inputs:
+    if seen is not None and seen.batch in matching:
+        batch = seen.batch
+    elif grown is not None and num_inputs:
         batch, split = grown, shape[grown] // num_inputs
         split = split if split > 1 else 0
     elif matching:
@@ -65,7 +90,9 @@ def read_layout(
     else:
         by_rows = num_inputs is not None
     rest = [axis for axis in others if axis != batch]
-    return Layout((batch, *site.unit_axes, *rest), shape[batch] // split if split else shape[batch], split, by_rows)
+    own_inputs = shape[batch] // split if split else shape[batch]
+    interleaved = bool(split) and seen is not None and seen.interleaved
+    return Layout((batch, *site.unit_axes, *rest), own_inputs, split, by_rows, interleaved)
 
 
 def _grown_axis(shape: torch.Size, others: list[int], num_inputs: int | None, sample: Sample | None) -> int | None:
@@ -88,7 +115,10 @@ def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
     moved = values.permute(layout.order)
     if layout.split:
         positions = moved.shape[1 + len(site.unit_axes) :].numel()
-        split = moved.reshape(layout.num_inputs, layout.split, codes, positions)
+        if layout.interleaved:
+            split = moved.reshape(layout.split, layout.num_inputs, codes, positions).transpose(0, 1)
+        else:
+            split = moved.reshape(layout.num_inputs, layout.split, codes, positions)
         arranged = split.transpose(1, 2).reshape(layout.num_inputs, codes, layout.split * positions)
     else:
         positions = values.numel() // max(codes * layout.num_inputs, 1)
@@ -99,6 +129,19 @@ def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
     if not bool((order[1:] > order[:-1]).all()):
         arranged = arranged[:, order.to(values.device)]
     return arranged.reshape(layout.num_inputs, site.num_units, -1)
+
+
+def changed_rows(before: Tensor, after: Tensor, axis: int) -> list[int]:
+    """The indices of one axis at which two pre-activations differ."""
+    return [int(row) for row in differs(before, after).movedim(axis, 0).flatten(1).any(1).nonzero()]
+
+
+def changed_positions(before: Tensor, after: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
+    """Where two pre-activations differ in any unit: bool (inputs, positions)."""
+    changed = differs(before, after)
+    for axis in site.unit_axes:
+        changed = changed.any(axis, keepdim=True)
+    return arrange(changed, layout, replace(site, grouping=None))[:, 0]
 
 
 def valid_positions(mask: Tensor | None, arranged: Tensor) -> Tensor | None:

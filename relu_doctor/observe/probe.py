@@ -25,8 +25,24 @@ from torch.utils.hooks import RemovableHandle
 
 from relu_doctor.observe.graph import Edge, GraphReader, Provenance, graph_without_tensors
 from relu_doctor.observe.guard import gradients_required
-from relu_doctor.observe.kernels import CallSummary, count_inputs, output_magnitude, summarize, summarize_minimal
-from relu_doctor.observe.layout import Layout, Sample, arrange, read_layout, valid_positions
+from relu_doctor.observe.kernels import (
+    CallSummary,
+    count_inputs,
+    output_magnitude,
+    pool_rows,
+    summarize,
+    summarize_minimal,
+)
+from relu_doctor.observe.layout import (
+    Layout,
+    Sample,
+    Seen,
+    arrange,
+    changed_positions,
+    changed_rows,
+    read_layout,
+    valid_positions,
+)
 from relu_doctor.observe.rectifiers import (
     GENERIC,
     MODULES,
@@ -36,12 +52,12 @@ from relu_doctor.observe.rectifiers import (
     recognise,
     rectifies,
 )
+from relu_doctor.observe.rehearsal import Inputs, Rehearsal, last_position
 from relu_doctor.observe.sites import ActivationSite, build_site, name_sites, qualified_names, strip_wrappers
 from relu_doctor.observe.stats import UnitStats
 from relu_doctor.terms import Statistics
 
 Witness = tuple[str, int, float, float, tuple[str, ...]]
-SAMPLE = 3  # inputs on which a forward is discovered, where a part of a batch will do
 _ROOT = 0  # state of the call recogniser before the first call
 
 
@@ -165,6 +181,8 @@ class Probe:
         self._transitions: dict[tuple[str, int, Witness], tuple[_Call, int]] = {}
         self._states = _ROOT
         self._phases: set[str] = set()  # of which an order of calls is known
+        self._order: list[str] = []  # of the sites in the forward
+        self.seen: dict[str, Seen] = {}  # per site
         self.unit_axis = unit_axis or (lambda name: None)
         self._custom = custom_rectifiers(rectifiers)
         self._custom_modules: dict[int, Rectifier] = {}
@@ -195,7 +213,8 @@ class Probe:
     def sites(self) -> list[ActivationSite]:
         """The sites found so far, in forward order, under their final names."""
         order = {name: place for place, name in enumerate(self.names.values())}
-        return name_sites(self._sites, order)
+        places = {site_id: place for place, site_id in enumerate(self._order)}
+        return sorted(name_sites(self._sites, order), key=lambda site: places.get(site.site_id, len(places)))
 
     def unused_modules(self) -> list[tuple[str, nn.Module]]:
         """Modules that rectify but that no observed forward showed, with their paths.
@@ -221,7 +240,8 @@ class Probe:
         reading: Reading,
         *,
         phase: str = "eval",
-        sample: Callable[[], object] | None = None,
+        prepare: Callable[[], Rehearsal | None] | None = None,
+        perform: Callable[[Inputs], object] | None = None,
     ) -> None:
         """Watch one forward.
 
@@ -229,20 +249,79 @@ class Probe:
             run: performs the forward; called again when the forward has to be discovered.
             reading: how its inputs are counted.
             phase: under which name the statistics are kept; the recogniser keeps phases apart as well.
-            sample: performs it on a few of the inputs, on which discovery is cheaper. It may raise, or take another
-                path: then the whole batch is discovered.
+            prepare: picks a few of the inputs. Discovery is cheaper on them, and it is tried out which values are
+                whose. The model may raise on them, or take another path: then the whole batch is discovered.
+            perform: performs the forward on the inputs of a rehearsal.
 
         Raises:
             Exception: whatever the model's forward raises.
         """
+        rehearsal = prepare() if prepare is not None and self._is_curious(reading, phase) else None
+        if rehearsal is not None and perform is not None:
+            self._rehearse(rehearsal, perform, phase)
         if self._recognise(run, reading, phase):
             return
-        if sample is not None:
-            with suppress(Exception):  # the model may refuse a part of a batch in any way
-                self._discover(sample, replace(reading, num_inputs=SAMPLE, mask=None), phase)
+        rehearsal = rehearsal or (prepare() if prepare is not None else None)
+        if rehearsal is not None and perform is not None:
+            self._rehearse(rehearsal, perform, phase, again=True)
             if self._recognise(run, reading, phase):
                 return
         self._commit(self._discover(run, reading, phase), reading, phase)
+
+    def _is_curious(self, reading: Reading, phase: str) -> bool:
+        """Whether a rehearsal could tell something that is not known yet."""
+        padded = reading.mask is not None and any(seen.padded is None for seen in self.seen.values())
+        return phase not in self._phases or bool(self._sites.keys() - self.seen.keys()) or padded
+
+    def _rehearse(
+        self, rehearsal: Rehearsal, perform: Callable[[Inputs], object], phase: str, *, again: bool = False
+    ) -> None:
+        """Discover on a few inputs what is not known yet, and see which values are whose."""
+        reading = Reading(rehearsal.num_inputs, None, 0)
+        if again or phase not in self._phases:
+            with suppress(Exception):  # the model may refuse a part of a batch in any way
+                self._discover(lambda: perform(rehearsal.plain), reading, phase)
+        unknown = self._sites.keys() - self.seen.keys()
+        padding = rehearsal.padded is not None and any(seen.padded is None for seen in self.seen.values())
+        if phase not in self._phases or not (unknown or padding):
+            return
+        before = self._trace(perform, rehearsal.plain, reading, phase)
+        after = self._trace(perform, rehearsal.altered, reading, phase)
+        for (site, pre, layout), (other, changed, _) in zip(before, after, strict=False):
+            if site.site_id not in self.seen and site.site_id == other.site_id and pre.shape == changed.shape:
+                self.seen[site.site_id] = _whose(pre, changed, layout, site, rehearsal.num_inputs)
+        for site_id in unknown:
+            self.seen.setdefault(site_id, Seen())
+        if rehearsal.padded is not None and rehearsal.pointed is not None and rehearsal.mask is not None:
+            before = self._trace(perform, rehearsal.plain, reading, phase)  # now by what was seen
+            padded = self._trace(perform, rehearsal.padded, reading, phase)
+            pointed = self._trace(perform, rehearsal.pointed, reading, phase)
+            found: dict[str, bool] = {}
+            for (site, pre, layout), (one, by_padding, _), (two, by_point, _) in zip(
+                before, padded, pointed, strict=False
+            ):
+                same = site.site_id == one.site_id == two.site_id and pre.shape == by_padding.shape == by_point.shape
+                fits = same and _is_masked(
+                    changed_positions(pre, by_padding, layout, site),
+                    changed_positions(pre, by_point, layout, site),
+                    rehearsal.mask,
+                )
+                found[site.site_id] = found.get(site.site_id, True) and fits
+            for site_id, seen in self.seen.items():
+                if seen.padded is None:
+                    self.seen[site_id] = replace(seen, padded=found.get(site_id, False))
+
+    def _trace(
+        self, perform: Callable[[Inputs], object], inputs: Inputs, reading: Reading, phase: str
+    ) -> list[tuple[ActivationSite, Tensor, Layout]]:
+        """The pre-activations of a forward, call by call; those before an unknown call where there is one."""
+        mode = _Tracing(self, reading, phase)
+        state = torch.get_rng_state()
+        torch.manual_seed(0)  # the same noise in every rehearsal
+        with torch.no_grad(), suppress(Exception):
+            self._watch(lambda: perform(inputs), mode)
+        torch.set_rng_state(state)
+        return mode.trace
 
     def _recognise(self, run: Callable[[], object], reading: Reading, phase: str) -> bool:
         """Watch a forward whose calls are all known; false where one is not, and nothing was counted."""
@@ -282,6 +361,19 @@ class Probe:
                 self._states += 1
                 known = self._transitions[(phase, state, call.witness)] = (call, self._states)
             state = known[1]
+        self._place(calls)
+
+    def _place(self, calls: list[_Call]) -> None:
+        """Put sites that are met for the first time behind the one that was called before them."""
+        place = 0
+        for call in calls:
+            if call.site is None:
+                continue
+            if call.site.site_id in self._order:
+                place = self._order.index(call.site.site_id) + 1
+            else:
+                self._order.insert(place, call.site.site_id)
+                place += 1
 
     def note(self, text: str) -> None:
         """Keep a remark for the report, once."""
@@ -419,15 +511,20 @@ class _Mode(TorchFunctionMode):
         staged.add(pending.summary)
 
     def _measure(self, site: ActivationSite, pre: Tensor) -> _Pending:
-        layout = read_layout(pre.shape, site, self.reading.num_inputs, self.sample)
-        if layout.by_rows:
-            self.probe.note(f"{site.base_name}: the batch size does not show its inputs; rows were counted as inputs")
+        seen = self.probe.seen.get(site.site_id)
+        layout = read_layout(pre.shape, site, self.reading.num_inputs, self.sample, seen)
         values = arrange(pre, layout, site)
-        valid = valid_positions(self.reading.mask, values)
+        valid = valid_positions(self.reading.mask, values) if seen is not None and seen.padded else None
         if self.probe.statistics is Statistics.FULL:
             summary = summarize(values, site.rectifier, valid)
         else:
             summary = summarize_minimal(values, site.rectifier, valid)
+        if layout.by_rows and self.reading.num_inputs and len(summary.fired) > self.reading.num_inputs:
+            summary = pool_rows(summary, self.reading.num_inputs)
+            self.probe.note(
+                f"{site.base_name}: which rows belong to which input does not show; they are counted as at most "
+                "the inputs of their batch"
+            )
         return _Pending(site, layout, pre.shape, valid, summary)
 
     def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
@@ -451,6 +548,24 @@ class _Recognising(_Mode):
         if site is not None and site.unit_axes and site.codes != _codes(pre.shape, site.unit_axes):
             raise _UnknownCallError
         return site
+
+
+class _Tracing(_Recognising):
+    """Keeps the pre-activations of a few inputs, to compare them; counts nothing."""
+
+    def __init__(self, probe: Probe, reading: Reading, phase: str) -> None:
+        super().__init__(probe, reading, phase)
+        self.trace: list[tuple[ActivationSite, Tensor, Layout]] = []
+
+    def before(self, name: str, rectifier: Rectifier, pre: Tensor) -> None:
+        witness: Witness = (name, pre.dim(), rectifier.low, rectifier.high, tuple(self.used))
+        self.used = {}
+        site = self.identify(witness, name, rectifier, pre)
+        if site is not None and site.num_units:
+            seen = self.probe.seen.get(site.site_id)
+            layout = read_layout(pre.shape, site, self.reading.num_inputs, None, seen)
+            self.trace.append((site, pre.detach().clone(), layout))
+        self.pending.append(None)
 
 
 class _Discovering(_Mode):
@@ -551,6 +666,30 @@ class _Discovering(_Mode):
             kind = type(module).__name__
             return path or kind, Rectifier(kind, rectifier.low, rectifier.high)
         return f"{path}.{name}()" if path else f"{name}()", rectifier
+
+
+def _whose(before: Tensor, after: Tensor, layout: Layout, site: ActivationSite, num_inputs: int) -> Seen:
+    """What altering the first input shows of a site's axes."""
+    others = [axis for axis in range(before.dim()) if axis not in site.unit_axes]
+    alone = [
+        axis for axis in others if before.shape[axis] == num_inputs > 1 and changed_rows(before, after, axis) == [0]
+    ]
+    rows = changed_rows(before, after, layout.order[0]) if layout.split and num_inputs > 1 else []
+    interleaved = bool(rows) and all(row % num_inputs == 0 for row in rows) and max(rows) >= layout.split
+    return Seen(batch=alone[0] if len(alone) == 1 else None, interleaved=interleaved)
+
+
+def _is_masked(by_padding: Tensor, by_point: Tensor, mask: Tensor) -> bool:
+    """Whether a mask's positions are those of a site.
+
+    They are if every padding position changed when only padding was altered; or, where padding is overwritten and
+    nothing of it comes through, if altering one position changed that one and few others.
+    """
+    padding = ~mask.to(by_padding.device)
+    if by_padding.shape != padding.shape:
+        return False
+    own = bool(by_point[0, last_position(mask)]) and int(by_point.sum()) <= max(1, padding.shape[1] // 2)
+    return bool(by_padding[padding].all()) or (own and not bool(by_padding.any()))
 
 
 def _codes(shape: torch.Size, axes: tuple[int, ...]) -> int:
