@@ -255,11 +255,9 @@ def _request(
     max_firing_rate: float | None,
     exhaustive: bool,
 ) -> ScanRequest:
-    import torch
-
     from relu_doctor.checkpoints.specs import resolve
     from relu_doctor.config import load_config
-    from relu_doctor.scanning import ScanRequest
+    from relu_doctor.scanning import ScanRequest, usable_device
 
     thresholds = load_config(config)
     if max_firing_rate is not None:
@@ -273,11 +271,9 @@ def _request(
             )
         run = found
     try:
-        place = None if device is None else torch.device(device)
-        if place is not None:
-            torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        _fail(f"--device {clean_text(device)} cannot be used here: {clean_text(str(error).splitlines()[0])}.")
+        place = usable_device(device)
+    except ReLUDoctorError as error:
+        _fail(f"--device: {error}")
     limit: int | str | None = max_inputs
     if max_inputs is not None and max_inputs != "auto":
         if not max_inputs.isascii() or not max_inputs.isdigit() or int(max_inputs) == 0:

@@ -18,6 +18,7 @@ from relu_doctor.diagnose.diagnosis import Diagnosis, diagnose
 from relu_doctor.diagnose.evidence import inputs_needed
 from relu_doctor.diagnose.table import Coverage, UnitTable, tabulate
 from relu_doctor.errors import (
+    ConfigError,
     DataError,
     FilterWarning,
     ForwardError,
@@ -128,10 +129,10 @@ def scan(
     request = ScanRequest(
         forward=forward,
         mode=_member(Mode, "mode", mode),
-        sites=(sites,) if isinstance(sites, str) else tuple(sites or ()),
+        sites=_checked_patterns(sites),
         mask=mask,
         max_inputs=_checked_limit(max_inputs),
-        device=None if device is None else torch.device(device),
+        device=usable_device(device),
         statistics=_member(Statistics, "statistics", statistics),
         rectifiers=rectifiers,
         exhaustive=exhaustive,
@@ -304,7 +305,10 @@ class _Scanner:
 
     def _asked_mask(self, batch: Any, rows: int | None) -> Tensor | None:
         assert self.request.mask is not None
-        mask: Any = self.request.mask(batch)
+        try:
+            mask: Any = self.request.mask(batch)
+        except Exception as error:
+            raise DataError(f"mask= raised {type(error).__name__}: {error}; it is called with a batch.") from error
         if mask is None:
             return None
         if not isinstance(mask, Tensor) or mask.dim() != 2 or (rows is not None and len(mask) != rows):
@@ -400,6 +404,32 @@ def _checked_limit(limit: int | str | None) -> int | str | None:
     if limit is None or limit == "auto" or (isinstance(limit, int) and not isinstance(limit, bool) and limit > 0):
         return limit
     raise DataError(f"max_inputs must be a positive whole number or 'auto', found {limit!r}.")
+
+
+def _checked_patterns(sites: Any) -> tuple[str, ...]:
+    patterns = (sites,) if isinstance(sites, str) else tuple(sites) if isinstance(sites, Iterable) else (sites,)
+    if sites is None:
+        return ()
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(f"sites must be a glob pattern or several, found {sites!r}.")
+    return patterns
+
+
+def usable_device(device: str | torch.device | None) -> torch.device | None:
+    """The device by its name.
+
+    Raises:
+        UnsupportedModelError: there is no such device here.
+    """
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModelError(f"the device {str(device)!r} cannot be used here: {reason[:200]}.") from error
+    return found
 
 
 def _selected(name: str, request: ScanRequest) -> bool:

@@ -89,6 +89,8 @@ def save(diagnosis: Diagnosis, path: Path) -> Path:
     target = path.with_suffix(".safetensors") if columnar else path
     content = _to_columns(diagnosis) if columnar else dump_json(to_dict(diagnosis)).encode()
     write_atomically(target, content)
+    if target != path and path.is_file():
+        path.unlink()  # what it held was to be overwritten, and would be loaded in place of this
     return target
 
 

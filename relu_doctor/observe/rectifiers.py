@@ -162,7 +162,7 @@ def custom_rectifiers(given: Custom) -> dict[type[nn.Module], tuple[float, float
     """The user's own rectifier classes, to their firing interval, or ``None`` where it is still to be probed."""
     if isinstance(given, Mapping):
         return {cls: (float(low), float(high)) for cls, (low, high) in given.items()}
-    classes: list[Any] = list(given)
+    classes: list[Any] = [given] if isinstance(given, type) else list(given)
     for cls in classes:
         if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
             raise UnsupportedModelError(
