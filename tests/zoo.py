@@ -271,6 +271,33 @@ def densenet():
     return settled(Dense(), torch.randn(32, 3, 5, 5))
 
 
+class Stream(nn.Module):
+    """A residual stream that no rectifier interrupts: what a block reads is the sum of all layers before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)) for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@case(
+    normal(3, 5, 5),
+    Site("blocks.0.1", 4, {1}, {2}, "blocks.0.0.bias", arrange=channels),
+    Site("blocks.1.1", 4, {0, 3}, {1}, "blocks.1.0.bias", arrange=channels),
+    Site("blocks.2.1", 4, {2}, {0}, "blocks.2.0.bias", arrange=channels),
+)
+def residual_stream():
+    return settled(Stream(), torch.randn(32, 3, 5, 5))
+
+
 class Inception(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -29,11 +29,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _attributes(model: nn.Module) -> Iterator[None]:
-    kept: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (names, dict(names))
-        for module in model.modules()
-        for names in (vars(module), module._parameters, module._buffers, module._modules)
-    ]
+    kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for module in model.modules():
+        places: list[dict[str, Any]] = [vars(module)]
+        if not isinstance(module, torch.jit.ScriptModule):  # whose parameters and buffers are views of its own
+            places += [module._parameters, module._buffers, module._modules]
+        kept += [(names, dict(names)) for names in places]
     try:
         yield
     finally:

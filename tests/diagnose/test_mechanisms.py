@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 import relu_doctor
 from tests.planting import normal
-from tests.zoo import BasicBlock, Dense, settled
+from tests.zoo import CASES, BasicBlock, Dense, settled
 
 N = 1000
 
@@ -394,3 +394,14 @@ def test_columns_of_a_densenet_read_the_norm_next_to_the_rectifier():
     np.testing.assert_allclose(rows["bias"], model.norm3.bias.detach(), rtol=1e-6)
     norms = torch.cat([layer.weight.flatten(1).norm(dim=1) for layer in (model.stem, model.conv1, model.conv2)])
     np.testing.assert_allclose(rows["weight_l2"], norms.detach(), rtol=1e-5)
+
+
+def test_a_residual_stream_counts_every_layer_that_adds_to_it():
+    """Behind the norm, weight_l2 is that of all layers before, each by its own way and not by another's."""
+    model, batches = CASES["residual_stream"].build()
+    diagnosis = relu_doctor.scan(model, batches)
+    assert [site.decomposable for site in diagnosis.table.sites] == [True] * 3
+    rows = diagnosis.units[diagnosis.units["site"] == "blocks.2.1"]
+    layers = [model.stem, model.blocks[0][2], model.blocks[1][2]]
+    squares = sum(layer.weight.detach().flatten(1).norm(dim=1) ** 2 for layer in layers)
+    np.testing.assert_allclose(rows["weight_l2"] ** 2, squares, rtol=1e-5)
