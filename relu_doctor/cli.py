@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout, suppress
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -42,31 +42,47 @@ class OutputFormat(StrEnum):
     CSV = "csv"
 
 
+_CLICK_ERROR = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
+
+
+class _StopError(Exception):
+    """Ends the command with a sentence on stderr and an exit code."""
+
+    def __init__(self, message: str, code: int = BAD_INPUT) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 def main() -> None:
     """Run the command; every error becomes one sentence and an exit code, never a traceback."""
+    message, code = "", BAD_INPUT
     try:
-        app()
-    except ReLUDoctorError as error:
-        _fail(str(error))
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing was written.", code=130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(PASSED)
+        code = app(standalone_mode=False) or PASSED
+    except (_StopError, ReLUDoctorError) as error:
+        message, code = str(error), getattr(error, "code", BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        message, code = "interrupted; nothing was written.", 130
     except MemoryError:
-        _fail("out of memory; try a smaller --batch-size, or --max-inputs auto.")
-    except Exception as error:
-        if os.environ.get("RELU_DOCTOR_DEBUG"):
+        message = "out of memory; try a smaller --batch-size, or --max-inputs auto."
+    except SystemExit as error:
+        message = f"the code of the model or of the data ended the program (SystemExit: {error.code}); it must not."
+    except BaseException as error:
+        if isinstance(error, _CLICK_ERROR):
+            message = error.format_message()  # type: ignore[attr-defined]
+        elif os.environ.get("RELU_DOCTOR_DEBUG"):
             raise
-        _fail(
-            f"unexpected {type(error).__name__}: {clean_text(error)}. This is a fault of relu-doctor: please report "
-            "it, with the traceback that RELU_DOCTOR_DEBUG=1 shows."
-        )
-
-
-def _fail(message: str, *, code: int = BAD_INPUT) -> NoReturn:
-    print(f"relu-doctor: {clean_text(message, limit=2000)}", file=sys.stderr)
+        else:
+            message = (
+                f"unexpected {type(error).__name__}: {clean_text(error)}. This is a fault of relu-doctor: please "
+                "report it, with the traceback that RELU_DOCTOR_DEBUG=1 shows."
+            )
+    if message and sys.stderr is not None:
+        print(f"relu-doctor: {clean_text(message, limit=2000)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _fail(message: str) -> NoReturn:
+    raise _StopError(message)
 
 
 def _show_version(asked: bool) -> None:
@@ -176,6 +192,7 @@ def scan(
     scanned: list[ScannedCheckpoint] = []
     with ExitStack() as stack:
         stack.enter_context(_warnings_as_notes())
+        stack.enter_context(redirect_stdout(sys.stderr))  # what the user's code prints is no part of the result
         for spec in (model, data, forward):  # what these import while they run lies beside them
             if spec is not None:
                 stack.enter_context(importable(spec))
@@ -190,7 +207,9 @@ def scan(
                 )
                 scanned.append(one)
     scanned = compare_within_runs(scanned)
-    _write(scanned, output_format, output)
+    with suppress(BrokenPipeError):  # a reader that has seen enough: gates are decided all the same
+        _write(scanned, output_format, output)
+        sys.stdout.flush()
     if tensorboard is not None:
         _write_tensorboard(scanned, tensorboard)
     raise typer.Exit(_gate(scanned, Gate(per_site=fail_over, total=fail_over_total, min_units=min_units)))

@@ -300,6 +300,10 @@ def _folder(path: Traversable) -> Path:
 
 def _read(path: Traversable, label: str) -> dict[str, Any]:
     """Parses one TOML file."""
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise ConfigError(
+            f"the config file {label} cannot be read: it is no regular file; give a TOML file or a profile's name."
+        )
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

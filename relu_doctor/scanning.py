@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -229,7 +230,7 @@ class _Scanner:
             self._discover_units(batches)
             limit = self._needed()
         self.source = plan(batches, limit)
-        for index, batch in enumerate(take(self.source, stop=self._enough if auto else None)):
+        for index, batch in enumerate(_said_by_data(take(self.source, stop=self._enough if auto else None))):
             self._observe(batch, index)
         self.read_to_end = self.source.sampling == "all" and not (auto and self._enough())
         if not self.num_inputs:
@@ -359,6 +360,22 @@ class _Scanner:
         train = self.probe.stats.get(Mode.TRAIN.value) if request.mode is Mode.BOTH else None
         table = tabulate(self.model, wanted, self.probe.stats.get(first.value, {}), coverage, train_stats=train)
         return Observation(table, tuple(wanted))
+
+
+def _said_by_data(batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches, with an exception of the data's own code told as such."""
+    for index in count():
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except ReLUDoctorError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"the data raised {type(error).__name__} at batch {index}: {clean_text(error)}; mend the data source."
+            ) from error
+        yield batch
 
 
 def _observable(model: nn.Module) -> nn.Module:

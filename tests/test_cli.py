@@ -264,6 +264,44 @@ def test_the_module_runs_as_the_command(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+class TestTheUsersOwnCode:
+    """What the model or the data print or do is theirs: it neither spoils the output nor decides the exit code."""
+
+    @pytest.fixture
+    def scan_own(self, run, tmp_path):
+        def call(body: str, *arguments: object, data: str = "random:2") -> Result:
+            (tmp_path / "own.py").write_text(f"import sys, torch\nfrom torch import nn\n\n\n{body}\n")
+            torch.save(torch.nn.Linear(2, 4).state_dict(), tmp_path / "own.pt")
+            spec = f"{tmp_path / 'own.py'}:Net"
+            source = data.replace("own:", f"{tmp_path / 'own.py'}:")
+            return run("scan", tmp_path / "own.pt", "--model", spec, "--data", source, *arguments)
+
+        return call
+
+    NET = (
+        "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 4)\n"
+        "    def forward(self, x):\n        {}\n        return torch.relu(super().forward(x))\n"
+    )
+
+    @pytest.mark.parametrize("code", [0, 3])
+    def test_exit_in_the_forward_is_no_exit_code(self, scan_own, code):
+        sentence = one_sentence(scan_own(self.NET.format(f"sys.exit({code})"), "--fail-over-total", 0))
+        assert "SystemExit" in sentence
+
+    def test_prints_go_to_stderr(self, scan_own):
+        result = scan_own(self.NET.format("print('hello')"), "--format", "json")
+        assert json.loads(result.out)["schema_version"] == 1
+        assert "hello" in result.err
+
+    def test_data_that_raise_are_named(self, scan_own):
+        body = self.NET.format("pass") + "\n\ndef rows():\n    yield torch.randn(4, 2)\n    raise OSError('no disc')\n"
+        sentence = one_sentence(scan_own(body, data="own:rows"))
+        assert "the data raised OSError at batch 1: no disc" in sentence
+
+    def test_a_gate_that_compares_nothing_is_not_green(self, scan_own):
+        assert scan_own(self.NET.format("pass"), "--fail-over", 0.5).code == 3
+
+
 class TestBadInput:
     """Each gets one sentence, exit code 2, and nothing half-written."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import relu_doctor
-from relu_doctor.errors import ForwardError, ReLUDoctorError
+from relu_doctor.errors import DataError, ForwardError, ReLUDoctorError
 from tests.planting import clone, normal
 from tests.zoo import CASES, Functional, ResNet, settled
 
@@ -160,7 +160,7 @@ def test_a_forward_that_raises_leaves_the_model_as_it_was(error, at, mode):
 
 
 def test_data_that_raise_leave_the_model_as_it_was():
-    """Also when the iterable raises between two batches; its error comes through as it is."""
+    """Also when the iterable raises between two batches; its error is told as the data's."""
 
     def broken():
         yield torch.randn(4, 3, 6, 6)
@@ -169,7 +169,7 @@ def test_data_that_raise_leave_the_model_as_it_was():
     model = ResNet()
     unsettle(model)
     before = fingerprint(model)
-    with pytest.raises(OSError, match="disk gone"):
+    with pytest.raises(DataError, match="disk gone"):
         relu_doctor.scan(model, broken(), mode="both")
     assert_same(before, fingerprint(model))
 

@@ -116,7 +116,10 @@ def load_into(model: nn.Module, checkpoint: Checkpoint) -> tuple[str, ...]:
     state._metadata = getattr(checkpoint.state_dict, "_metadata", None)
     if problems and not _accepted_on_trial(model, state):
         names = f"{len(checkpoint.state_dict):,} tensors of '{clean_text(checkpoint.path)}'"
-        raise StateDictMismatchError(f"the {names} do not fit {type(model).__name__}: {'; '.join(problems)}.")
+        raise StateDictMismatchError(
+            f"the {names} do not fit {type(model).__name__}: {'; '.join(problems)}. "
+            "Is this the right --model, and are its --model-arg those of the training?"
+        )
     absent_extra = any(name.endswith("_extra_state") and name not in tensors for name in own)
     backup = _back_up(model, own)
     try:

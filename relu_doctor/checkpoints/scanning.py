@@ -12,9 +12,10 @@ from torch import nn
 from relu_doctor.checkpoints.data import DataSource
 from relu_doctor.checkpoints.formats import Checkpoint, load_checkpoint
 from relu_doctor.checkpoints.models import load_into
-from relu_doctor.checkpoints.updates import earlier_of_run, learning_rate_evidence, tie_optimizer
+from relu_doctor.checkpoints.updates import Snapshot, earlier_of_run, learning_rate_evidence, tie_optimizer
 from relu_doctor.diagnose.diagnosis import Diagnosis, diagnose
-from relu_doctor.scanning import Observation, ScanRequest, observe
+from relu_doctor.observe.sites import strip_wrappers
+from relu_doctor.scanning import ScanRequest, observe
 from relu_doctor.text import clean_text
 
 
@@ -23,14 +24,17 @@ class ScannedCheckpoint:
     """One file and what was found in it.
 
     Attributes:
-        checkpoint: as read.
-        observation: the evidence.
+        snapshot: the checkpoint, the evidence, and the weights that were scanned.
         diagnosis: the verdict.
     """
 
-    checkpoint: Checkpoint
-    observation: Observation
+    snapshot: Snapshot
     diagnosis: Diagnosis
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """As read."""
+        return self.snapshot.checkpoint
 
 
 def scan_checkpoint(
@@ -60,21 +64,23 @@ def scan_checkpoint(
     data = open_source()
     told = replace(request, random_inputs=data.random, source=_source(checkpoint, model, data, notes))
     observation = observe(model, data.batches, told)
-    history = learning_rate_evidence(checkpoint, observation)
-    return ScannedCheckpoint(checkpoint, observation, diagnose(observation.table, request.config, history=history))
+    weights = {strip_wrappers(name): parameter.detach() for name, parameter in model.named_parameters()}
+    snapshot = Snapshot(checkpoint, observation, weights)
+    diagnosis = diagnose(observation.table, request.config, history=learning_rate_evidence(snapshot))
+    return ScannedCheckpoint(snapshot, diagnosis)
 
 
 def compare_within_runs(scanned: Sequence[ScannedCheckpoint]) -> list[ScannedCheckpoint]:
-    """The same checkpoints, each judged also by what changed since the one before it in its run, where one is there."""
+    """The same checkpoints, each judged also by what changed since those before it in its run, where there are any."""
+    snapshots = [each.snapshot for each in scanned]
     compared: list[ScannedCheckpoint] = []
     for one in scanned:
-        earlier = earlier_of_run(one.checkpoint, [each.checkpoint for each in scanned])
-        before = next((each for each in scanned if each.checkpoint is earlier), None)
-        if before is None:
-            compared.append(one)
-            continue
-        history = learning_rate_evidence(one.checkpoint, one.observation, (before.checkpoint, before.observation))
-        compared.append(replace(one, diagnosis=diagnose(one.observation.table, one.diagnosis.config, history=history)))
+        earlier = earlier_of_run(one.snapshot, snapshots)
+        if earlier:
+            history = learning_rate_evidence(one.snapshot, earlier)
+            table, config = one.snapshot.observation.table, one.diagnosis.config
+            one = replace(one, diagnosis=diagnose(table, config, history=history))
+        compared.append(one)
     return compared
 
 

@@ -99,6 +99,7 @@ def find_state_dict(root: object, *, shown: str, key: str | None = None) -> Foun
         _refuse_needed_placeholder(root, shown, everywhere=not candidates)
         main = main or _leave_out_minor(candidates)
     if not main:
+        _refuse_needed_placeholder(root, shown, everywhere=True)
         raise CheckpointError(f"'{shown}' holds no state dict: it is {describe(root)}.")
     if len(main) > 1:
         raise CheckpointError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -12,8 +14,7 @@ from torch import Tensor, nn
 
 from relu_doctor.checkpoints.formats import Checkpoint
 from relu_doctor.checkpoints.optimizer import OptimizerState
-from relu_doctor.diagnose.origins import LearningRateEvidence
-from relu_doctor.diagnose.table import UnitTable
+from relu_doctor.diagnose.origins import LearningRateEvidence, Ratios
 from relu_doctor.observe.parameters import weight_norms
 from relu_doctor.observe.sites import ActivationSite, strip_wrappers
 from relu_doctor.scanning import Observation
@@ -21,65 +22,114 @@ from relu_doctor.scanning import Observation
 _FAMILIES = {"adam-like": "Adam-like", "sgd": "SGD"}
 
 
-def learning_rate_evidence(
-    checkpoint: Checkpoint,
-    observation: Observation,
-    earlier: tuple[Checkpoint, Observation] | None = None,
-) -> LearningRateEvidence | None:
-    """What a checkpoint's file, and an earlier one of its run, record about the size of updates.
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A scanned checkpoint, as far as the size of updates is concerned.
 
-    Args:
+    Attributes:
         checkpoint: with its optimizer tied to the model's parameters.
         observation: what its scan saw.
-        earlier: a checkpoint of the same run with its evidence.
+        weights: the model's parameters by qualified name, whatever the file called them.
+    """
+
+    checkpoint: Checkpoint
+    observation: Observation
+    weights: Mapping[str, Tensor]
+
+
+def learning_rate_evidence(now: Snapshot, earlier: Sequence[Snapshot] = ()) -> LearningRateEvidence | None:
+    """What a checkpoint's file, and earlier ones of its run, record about the size of updates.
+
+    The movement of a unit that fell silent is taken from the last file in which it fired to the next one, so that the
+    steps after its death do not dilute it; of every other unit from the latest earlier file to this one.
+
+    Args:
+        now: the checkpoint that is judged.
+        earlier: checkpoints of the same run, in the order of training.
 
     Returns:
         ``None`` where the files record nothing.
     """
-    sites = observation.sites
-    optimizer = checkpoint.optimizer
-    if optimizer is None and earlier is None:
+    optimizer = now.checkpoint.optimizer
+    if optimizer is None and not earlier:
         return None
-    weights = checkpoint.state_dict
-    last: dict[str, NDArray[np.float64]] = {}
+    sites = now.observation.sites
+    last: Ratios = {}
     if optimizer is not None and optimizer.mapped:
-        updates = {name: update for name in weights if (update := optimizer.last_update(name)) is not None}
-        last = _ratios(sites, updates, weights)
-    full = _full_steps(sites, optimizer, weights)
-    between: dict[str, NDArray[np.float64]] = {}
-    newly: dict[str, NDArray[np.bool_]] = {}
-    steps: int | None = None
-    if earlier is not None:
-        before = earlier[0].state_dict
-        moved = {
-            name: weights[name].float() - before[name].float()
-            for name in weights
-            if name in before and weights[name].shape == before[name].shape and weights[name].is_floating_point()
-        }
-        between = _ratios(sites, moved, before)
-        newly = _newly_silent(earlier[1].table, observation.table)
-        if checkpoint.step is not None and earlier[0].step is not None:
-            steps = checkpoint.step - earlier[0].step
+        updates = {name: update for name in now.weights if (update := optimizer.last_update(name)) is not None}
+        last = _ratios(sites, updates, now.weights)
+    moved, per_update, newly = _history(now, earlier)
     return LearningRateEvidence(
         learning_rates=() if optimizer is None else optimizer.learning_rates,
         optimizer="" if optimizer is None else _FAMILIES.get(optimizer.kind, ""),
         last_update=last,
-        full_step=full,
-        between=between,
-        earlier="" if earlier is None else earlier[0].path.name,
-        steps_between=steps,
+        full_step=_full_steps(sites, optimizer, now.weights),
+        between=moved,
+        per_update=per_update,
+        earlier=_called(earlier),
+        from_start=bool(earlier) and earlier[0].checkpoint.step == 0,
+        at_start=now.checkpoint.step == 0,
         newly_silent=newly,
     )
 
 
-def earlier_of_run(checkpoint: Checkpoint, seen: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The latest of the checkpoints seen that is an earlier one of the same run.
+def _called(earlier: Sequence[Snapshot]) -> str:
+    if not earlier:
+        return ""
+    return earlier[0].checkpoint.path.name if len(earlier) == 1 else f"{len(earlier)} earlier checkpoints of the run"
+
+
+def _history(now: Snapshot, earlier: Sequence[Snapshot]) -> tuple[Ratios, Ratios, dict[str, NDArray[np.bool_]]]:
+    """Movement and movement per update of each unit, and which fired in any earlier file and are silent now."""
+    moved: dict[str, NDArray[np.float64]] = {}
+    per_update: dict[str, NDArray[np.float64]] = {}
+    newly: dict[str, NDArray[np.bool_]] = {}
+    chain = [*earlier, now]
+    silent_now = _fired(now)
+    for before, after in pairwise(chain):
+        steps = _steps(before.checkpoint, after.checkpoint)
+        changes = {
+            name: tensor.float() - before.weights[name].float()
+            for name, tensor in after.weights.items()
+            if name in before.weights and tensor.shape == before.weights[name].shape
+        }
+        fired = _fired(before)
+        for key, ratio in _ratios(now.observation.sites, changes, before.weights).items():
+            if key not in silent_now:
+                continue
+            if key not in fired or len(fired[key]) != len(silent_now[key]):
+                continue
+            fell = fired[key] & ~silent_now[key]  # the last file in which it fired decides, so later pairs overwrite
+            last_pair = after is now
+            chosen = fell | (last_pair & ~newly.get(key, np.zeros_like(fell)))
+            rate = ratio / steps if steps else np.full_like(ratio, np.nan)
+            moved[key] = np.where(chosen, ratio, moved.get(key, np.full_like(ratio, np.nan)))
+            per_update[key] = np.where(chosen, rate, per_update.get(key, np.full_like(ratio, np.nan)))
+            newly[key] = newly.get(key, np.zeros_like(fell)) | fell
+    return moved, per_update, newly
+
+
+def _steps(before: Checkpoint, after: Checkpoint) -> int | None:
+    return None if before.step is None or after.step is None else after.step - before.step
+
+
+def _fired(snapshot: Snapshot) -> dict[str, NDArray[np.bool_]]:
+    groups = snapshot.observation.table.units.groupby("site_id", sort=False)
+    return {str(key): rows["inputs_fired"].to_numpy() > 0 for key, rows in groups}
+
+
+def earlier_of_run(now: Snapshot, scanned: Iterable[Snapshot]) -> list[Snapshot]:
+    """The earlier checkpoints of the same run among those scanned, in the order of training.
 
     Taken for the same run: the same folder, names that differ in their numbers only, the same tensors, and a smaller
     step (or epoch, where no step is recorded).
     """
-    candidates = [other for other in seen if _same_run(checkpoint, other) and _progress(other) < _progress(checkpoint)]
-    return max(candidates, key=_progress, default=None)
+    members = [
+        other
+        for other in scanned
+        if _same_run(now.checkpoint, other.checkpoint) and _progress(other.checkpoint) < _progress(now.checkpoint)
+    ]
+    return sorted(members, key=lambda each: _progress(each.checkpoint))
 
 
 def tie_optimizer(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
@@ -128,15 +178,6 @@ def _full_steps(
         for name, tensor in weights.items()
         if (group := optimizer.group_of(name)) is not None and group.lr is not None
     }
-    return _ratios(sites, steps, weights)
-
-
-def _newly_silent(before: UnitTable, now: UnitTable) -> dict[str, NDArray[np.bool_]]:
-    earlier = {str(key): rows for key, rows in before.units.groupby("site_id", sort=False)}
-    newly: dict[str, NDArray[np.bool_]] = {}
-    for key, rows in now.units.groupby("site_id", sort=False):
-        other = earlier.get(str(key))
-        if other is not None and len(other) == len(rows):
-            fired, fires = other["inputs_fired"].to_numpy(), rows["inputs_fired"].to_numpy()
-            newly[str(key)] = (fired > 0) & (fires == 0)
-    return newly
+    ratios = _ratios(sites, steps, weights)
+    # Where the weights have all but vanished (weight decay of a unit that is dead) the ratio says nothing.
+    return {key: np.where(ratio < 1, ratio, np.nan) for key, ratio in ratios.items()}

@@ -45,7 +45,7 @@ def load_digits() -> Digits:
     except ImportError as error:
         raise ReLUDoctorError(
             "the demo trains on scikit-learn's handwritten digits, and scikit-learn is not installed: "
-            "run `pip install 'relu-doctor[demo]'`, then the demo again."
+            "run `pip install scikit-learn`, then the demo again."
         ) from error
     bunch = load()
     images = torch.as_tensor(bunch.images, dtype=torch.float32, device="cpu").unsqueeze(1) / BRIGHTEST

@@ -67,6 +67,11 @@ def decide(diagnosis: Diagnosis, gate: Gate) -> GateResult:
                 f"{100 * counts['dead_fraction']:.3g} % is over the limit of "
                 f"{100 * limit:.3g} %",
             )
+    if not limits and gate.asked:
+        return GateResult(
+            Outcome.INCONCLUSIVE,
+            f"no site has {gate.min_units} units or more, so nothing was compared; lower --min-units",
+        )
     if summary["random_inputs"]:
         return GateResult(Outcome.INCONCLUSIVE, "random inputs say nothing about real ones; scan with data")
     if summary["unobserved_sites"]:

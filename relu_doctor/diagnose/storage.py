@@ -192,14 +192,15 @@ def _history(data: Mapping[str, Any] | None) -> LearningRateEvidence | None:
             key: np.array([math.nan if v is None else v for v in values], dtype=float)
             for key, values in data[name].items()
         }
-        for name in ("last_update", "full_step", "between")
+        for name in ("last_update", "full_step", "between", "per_update")
     }
     newly = {key: np.array(values, dtype=bool) for key, values in data["newly_silent"].items()}
     return LearningRateEvidence(
         learning_rates=tuple(data["learning_rates"]),
         optimizer=data["optimizer"],
         earlier=data["earlier"],
-        steps_between=data["steps_between"],
+        from_start=bool(data["from_start"]),
+        at_start=bool(data["at_start"]),
         newly_silent=newly,
         **arrays,
     )

@@ -70,7 +70,7 @@ def read_parameters(model: nn.Module, site: ActivationSite) -> UnitParameters:
 
 
 def weight_norms(site: ActivationSite, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Norm of each unit's incoming weights, or of anything of their shapes: updates, differences.
+    """Norm of each unit's incoming weights and bias, or of anything of their shapes: updates, differences.
 
     Args:
         site: whose units.
@@ -84,6 +84,10 @@ def weight_norms(site: ActivationSite, tensors: Mapping[str, Tensor]) -> Tensor:
         if term.kind == "weight":
             given = next((tensors[name] for name in term.weight if name in tensors), None)
             squares = _plus(squares, _row_squares(given, term))
+        added = next((tensors[name] for name in term.additive if name in tensors), None)
+        rows = _rows(added, term, axis=0)
+        if rows is not None:
+            squares = _plus(squares, rows**2)
     return squares.sqrt()
 
 

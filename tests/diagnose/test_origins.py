@@ -15,7 +15,7 @@ def evidence(**about) -> LearningRateEvidence:
 
 
 def fit(found: LearningRateEvidence) -> Fit:
-    return compare_updates(found, SILENT).fit(found.steps_between, high=1e-2, healthy=1e-3)
+    return compare_updates(found, SILENT).fit(found, high=1e-2, healthy=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -35,21 +35,32 @@ def test_one_file_speaks_through_its_live_units(found, expected):
     assert fit(found) is expected
 
 
-def between(silent: float, live: float, newly: list[bool]) -> LearningRateEvidence:
+def between(silent: float, live: float, newly: list[bool], **about) -> LearningRateEvidence:
+    moved = np.array([silent, silent, live, live])
     return evidence(
         last_update={"a": np.array([0.0, 0.0, 1e-3, 1e-3])},
-        between={"a": np.array([silent, silent, live, live])},
-        steps_between=100,
+        between={"a": moved},
+        per_update={"a": moved / 100},
         earlier="before.pt",
         newly_silent={"a": np.array(newly)},
+        **about,
     )
 
 
+FELL, SAME = [True, True, False, False], [False, False, False, False]
+
+
 def test_two_files_speak_through_the_units_that_fell_silent_in_between():
-    """Far movement before the death fits a too high rate, little movement or an earlier death does not."""
-    assert fit(between(5.0, 0.1, [True, True, False, False])) is Fit.CONSISTENT
-    assert fit(between(0.1, 0.1, [True, True, False, False])) is Fit.NOT_CONSISTENT
-    assert fit(between(0.5, 0.1, [False, False, False, False])) is Fit.NOT_CONSISTENT
+    """Far movement before the death fits a too high rate, little movement does not."""
+    assert fit(between(5.0, 0.1, FELL)) is Fit.CONSISTENT
+    assert fit(between(0.1, 0.1, FELL)) is Fit.NOT_CONSISTENT
+
+
+def test_silent_in_both_acquits_only_where_the_earlier_file_is_from_before_training():
+    """What was silent before the first update no rate has silenced; of a later file that is not known."""
+    assert fit(between(5.0, 0.1, SAME, from_start=True)) is Fit.NOT_CONSISTENT
+    assert fit(between(0.1, 0.1, SAME)) is Fit.UNDECIDED
+    assert fit(evidence(at_start=True, full_step={"a": np.full(4, 0.5)})) is Fit.NOT_CONSISTENT
 
 
 def test_born_and_newly_silent_units_are_counted():

@@ -33,7 +33,8 @@ def sample():
         last_update={"id-a": np.array([np.nan, 0.5] * 6 + [0.1])},
         between={"id-a": np.full(13, 0.25)},
         earlier="epoch 1",
-        steps_between=7,
+        per_update={"id-a": np.full(13, 0.01)},
+        from_start=True,
         newly_silent={"id-a": np.arange(13) % 2 == 0},
     )
     return make_diagnosis(
