@@ -39,9 +39,10 @@ from relu_doctor.observe.feeding import (
     tensors_in,
 )
 from relu_doctor.observe.guard import preserved, preserved_buffers
-from relu_doctor.observe.probe import Probe, Reading
+from relu_doctor.observe.probe import Probe
 from relu_doctor.observe.reading import Source, open_batches, plan, take
 from relu_doctor.observe.rectifiers import Custom
+from relu_doctor.observe.registry import Reading
 from relu_doctor.observe.rehearsal import Inputs, Rehearsal, rehearse
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.terms import Mode, Statistics
@@ -338,7 +339,7 @@ class _Scanner:
             )
         request = self.request
         if request.exhaustive and not self.read_to_end:
-            self.probe.note("exhaustive was left out of account: the data were not read to their end")
+            self.probe.known.note("exhaustive was left out of account: the data were not read to their end")
         coverage = Coverage(
             num_inputs=self.num_inputs,
             distinct_inputs=self.num_inputs - self.census.repeated,
@@ -353,7 +354,7 @@ class _Scanner:
             masked=self.masked,
             unused=tuple(name for name in unused if _selected(name, request)),
             excluded=len(found) - len(wanted),
-            notes=tuple(self.probe.notes),
+            notes=tuple(self.probe.known.notes),
             source=dict(request.source or {}),
         )
         first = Mode.TRAIN if request.mode is Mode.TRAIN else Mode.EVAL
