@@ -120,7 +120,7 @@ def test_reports_know_no_torch_hooks_and_observe_no_presentation():
 
 
 def test_only_the_probe_registers_hooks():
-    """Hooks and modes on models are registered in observe/probe.py and modes.py, on optimizers in observe/gradients.py."""
+    """Only observe/probe.py and modes.py register on models, only observe/gradients.py on optimizers."""
     wrong = []
     for file, tree in sources():
         if file in {("observe", "probe"), ("observe", "modes"), ("observe", "gradients")}:
