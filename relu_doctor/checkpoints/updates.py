@@ -19,6 +19,7 @@ from relu_doctor.observe.parameters import weight_norms
 from relu_doctor.observe.sites import ActivationSite, strip_wrappers
 from relu_doctor.scanning import Observation
 
+_STANDING = 0.1  # of their norm: weight decay takes the rest where no gradient holds against it
 _FAMILIES = {"adam-like": "Adam-like", "sgd": "SGD"}
 
 
@@ -58,12 +59,16 @@ def learning_rate_evidence(now: Snapshot, earlier: Sequence[Snapshot] = ()) -> L
     if optimizer is not None and optimizer.mapped:
         updates = {name: update for name in now.weights if (update := optimizer.last_update(name)) is not None}
         last = _ratios(sites, updates, now.weights)
+    full: Ratios = _full_steps(sites, optimizer, now.weights)
+    if earlier:
+        last = _of_standing_weights(last, now, earlier[0])
+        full = _of_standing_weights(full, now, earlier[0])
     moved, per_update, newly = _history(now, earlier)
     return LearningRateEvidence(
         learning_rates=() if optimizer is None else optimizer.learning_rates,
         optimizer="" if optimizer is None else _FAMILIES.get(optimizer.kind, ""),
         last_update=last,
-        full_step=_full_steps(sites, optimizer, now.weights),
+        full_step=full,
         between=moved,
         per_update=per_update,
         earlier=_called(earlier),
@@ -107,6 +112,15 @@ def _history(now: Snapshot, earlier: Sequence[Snapshot]) -> tuple[Ratios, Ratios
             per_update[key] = np.where(chosen, rate, per_update.get(key, np.full_like(ratio, np.nan)))
             newly[key] = newly.get(key, np.zeros_like(fell)) | fell
     return moved, per_update, newly
+
+
+def _of_standing_weights(ratios: Ratios, now: Snapshot, first: Snapshot) -> Ratios:
+    """Ratios of units whose weights have not all but vanished since: those that did say nothing of the rate."""
+    standing = _ratios(now.observation.sites, now.weights, first.weights)
+    return {
+        key: np.where(standing[key] > _STANDING, ratio, np.nan) if key in standing else ratio
+        for key, ratio in ratios.items()
+    }
 
 
 def _steps(before: Checkpoint, after: Checkpoint) -> int | None:
