@@ -386,6 +386,35 @@ def test_a_site_whose_axis_cannot_be_told_is_unobserved_beside_others():
     assert any("the axis of its units could not be told" in finding.evidence for finding in diagnosis.findings)
 
 
+class Stacked(nn.Module):
+    """Two layers under one rectifier, joined in one way or another; unit 1 of the first is dead."""
+
+    def __init__(self, join) -> None:
+        super().__init__()
+        self.a, self.b, self.join = nn.Linear(3, 4), nn.Linear(3, 4), join
+        with torch.no_grad():
+            self.a.bias[1] = -100.0
+
+    def forward(self, x):
+        return torch.relu(self.join(self.a(x), self.b(x)))
+
+
+@pytest.mark.parametrize(
+    "join", [lambda a, b: torch.stack([a, b], 1), lambda a, b: torch.cat([a[:, None], b[:, None]], 1)]
+)
+def test_layers_that_share_a_rectifier_side_by_side_are_not_pooled(join):
+    """A dead unit must not hide behind a live one of another layer: the site is not observed, and says why."""
+    with pytest.raises(NothingObservedError, match="several layers feed different places"):
+        relu_doctor.scan(Stacked(join), torch.randn(900, 3))
+
+
+def test_layers_that_are_summed_or_concatenated_are_told():
+    """A sum is one unit of two layers; a concatenation along the units keeps them apart."""
+    assert relu_doctor.scan(Stacked(torch.add), torch.randn(900, 3)).sites["dead"].tolist() == [1]
+    joined = relu_doctor.scan(Stacked(lambda a, b: torch.cat([a, b], 1)), torch.randn(900, 3))
+    assert joined.sites[["num_units", "dead"]].values.tolist() == [[8, 1]]
+
+
 def test_a_rectifier_that_is_never_called_is_unobserved():
     """A module that no forward reached is listed, and is not dead."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())

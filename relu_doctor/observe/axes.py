@@ -78,6 +78,27 @@ def locate(
     return None
 
 
+def takes_turns(edge: Edge, sources: Sequence[Source], axes: tuple[int, ...]) -> bool:
+    """Whether sources feed different places of a pre-activation: stacked or joined along another axis, not summed.
+
+    Args:
+        edge: the pre-activation.
+        sources: operations that all map to the same units.
+        axes: the axes of those units.
+    """
+    questions = [_Interrogation(edge, source, sources) for source in sources]
+    shape = edge_shape(edge)
+    for axis in (axis for axis, size in enumerate(shape) if size > 1 and axis not in axes):
+        alone: set[int] = set()
+        for index in (0, shape[axis] - 1):
+            reached = [place for place, question in enumerate(questions) if question.is_reached_from(axis, index)]
+            if len(reached) == 1:
+                alone.add(reached[0])
+        if len(alone) > 1:
+            return True
+    return False
+
+
 def _nodes_between(start: Node, end: Node, stops: set[Node]) -> list[Node]:
     """The nodes on the ways from one to the other that lead through no stop, readers before what they read."""
     leads: dict[Node, bool] = {end: True}
@@ -117,6 +138,12 @@ class _Interrogation:
             self.row_count *= source.shape[axis]
         self.same = self.edge == self.target
         self.base = self._pull(self.noise)
+
+    def is_reached_from(self, axis: int, index: int) -> bool:
+        """Whether any value at one index of an axis comes from the source."""
+        values = torch.zeros_like(self.noise)
+        values.select(axis, index).copy_(self.noise.select(axis, index))
+        return bool((self._pull(values) != 0).any())
 
     def _pull(self, values: Tensor) -> Tensor:
         """The gradient of sum(values * z) at the source's output, rows first: (rows, values)."""

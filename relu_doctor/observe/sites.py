@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from relu_doctor.observe.axes import UnitMap, locate
+from relu_doctor.observe.axes import UnitMap, locate, takes_turns
 from relu_doctor.observe.graph import Edge, Provenance, Source, all_sources, edge_shape
 from relu_doctor.observe.rectifiers import Rectifier
 
@@ -132,8 +132,11 @@ def build_site(
         occurrence: which call from this module it is, for sites that no parameter feeds.
         unit_axis: the axis that a configuration names for this site.
     """
-    axes, table, terms = _units(edge, provenance) if edge is not None else ((), None, ())
     note = ""
+    axes, table, terms = _units(edge, provenance) if edge is not None else ((), None, ())
+    if axes and edge is not None and _are_pooled(edge, provenance, terms, axes):
+        axes, table, terms = (), None, ()
+        note = "several layers feed different places of it: their units cannot be told apart"
     if unit_axis is not None:
         wanted = (unit_axis % len(shape),)
         axes, table, terms = (axes, table, terms) if axes == wanted else (wanted, None, ())
@@ -142,7 +145,7 @@ def build_site(
         if not provenance.sources:
             note = "no weighted operation was found behind it: known by its module and the order of its calls"
         if not axes:
-            note = "the axis of its units could not be told"
+            note = note or "the axis of its units could not be told"
     codes = 1
     for axis in axes:
         codes *= shape[axis]
@@ -235,6 +238,14 @@ def _units(edge: Edge, provenance: Provenance) -> tuple[tuple[int, ...], Tensor 
         terms.append(_term(source, rows, nearest=True, direct=True, unit_slope=unit_map.additive))
         terms += _terms_behind(source, rows, direct=source.kind in {"elementwise", "other"})
     return axes, table, tuple(terms)
+
+
+def _are_pooled(edge: Edge, provenance: Provenance, terms: tuple[Term, ...], axes: tuple[int, ...]) -> bool:
+    """Whether units of several layers would pass for one unit: layers that are stacked, not summed."""
+    if len(provenance.sources) < 2:
+        return False
+    fed = sum((term.rows >= 0).int() for term in terms if term.nearest)
+    return bool((torch.as_tensor(fed) > 1).any()) and takes_turns(edge, provenance.sources, axes)
 
 
 def _narrow(source: Source) -> None:
