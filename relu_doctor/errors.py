@@ -66,7 +66,3 @@ class ReLUDoctorWarning(UserWarning):
 
 class FilterWarning(ReLUDoctorWarning):
     """A site pattern matched nothing."""
-
-
-class CoverageWarning(ReLUDoctorWarning):
-    """A rectifier was met that could not be observed as it should be."""

@@ -299,7 +299,10 @@ class TestTheUsersOwnCode:
         assert "the data raised OSError at batch 1: no disc" in sentence
 
     def test_a_gate_that_compares_nothing_is_not_green(self, scan_own):
-        assert scan_own(self.NET.format("pass"), "--fail-over", 0.5).code == 3
+        body = self.NET.format("pass") + "\n\ndef rows():\n    return [torch.randn(1000, 2)]\n"
+        result = scan_own(body, "--fail-over", 0.99, data="own:rows")
+        assert result.code == 3
+        assert "nothing was compared" in result.err
 
 
 class TestBadInput:

@@ -183,7 +183,7 @@ def _columns(stats: UnitStats, *, full: bool) -> dict[str, np.ndarray[Any, Any]]
     measured = {
         "pre_min": stats.pre_min.numpy(),
         "pre_mean": stats.pre_mean.numpy(),
-        "pre_std": np.sqrt(np.maximum(stats.pre_squares.numpy(), 0) / positions),
+        "pre_std": stats.pre_std().numpy(),
         "post_mean": stats.post_abs_sum.numpy() / positions,
     }
     for name, values in measured.items():

@@ -87,7 +87,7 @@ class UnitStats:
 
     def pre_std(self) -> Tensor:
         """Population standard deviation of the finite pre-activations; NaN where none was seen."""
-        return (self.pre_squares / self.positions).sqrt()
+        return (self.pre_squares.clamp_min(0) / self.positions).sqrt()
 
 
 def _share(a: UnitStats, b: UnitStats) -> tuple[Tensor, Tensor]:
