@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,19 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from relu_doctor.observe.graph import Edge, GraphReader, Provenance
-from relu_doctor.observe.kernels import (
-    CallSummary,
-    count_inputs,
-    output_magnitude,
-    pool_rows,
-    summarize,
-    summarize_minimal,
-)
-from relu_doctor.observe.layout import Layout, Sample, arrange, read_layout, valid_positions
+from relu_doctor.observe.layout import Layout, Sample, read_layout
+from relu_doctor.observe.recorder import Pending, Recorder
 from relu_doctor.observe.rectifiers import GENERIC, MODULES, Rectifier, recognise
 from relu_doctor.observe.registry import ROOT, Call, CallRegistry, Reading, Witness
 from relu_doctor.observe.sites import ActivationSite, build_site, strip_wrappers
-from relu_doctor.observe.stats import UnitStats
 from relu_doctor.terms import Statistics
 
 
@@ -46,40 +38,6 @@ class Watch:
     known: CallRegistry
     statistics: Statistics
     inside_custom: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A rectifier call between its input and its output."""
-
-    site: ActivationSite
-    layout: Layout
-    shape: torch.Size
-    valid: Tensor | None
-    summary: CallSummary
-
-
-@dataclass(slots=True)
-class _Staged:
-    """One site's statistics of one forward, not yet committed."""
-
-    stats: UnitStats
-    fired: list[Tensor] = field(default_factory=list)
-    valid: list[Tensor] = field(default_factory=list)
-
-    def add(self, summary: CallSummary) -> None:
-        self.stats = self.stats.merge(summary.stats)
-        for index, fired in enumerate(self.fired):
-            if fired.shape == summary.fired.shape:
-                self.fired[index] = fired | summary.fired
-                self.valid[index] = self.valid[index] | summary.valid
-                return
-        self.fired.append(summary.fired)
-        self.valid.append(summary.valid)
-
-    def counted(self, first_ordinal: int) -> UnitStats:
-        fired, valid = torch.cat(self.fired), torch.cat(self.valid)
-        return count_inputs(self.stats, fired & valid[:, None], valid, first_ordinal)
 
 
 class UnknownCallError(Exception):
@@ -107,10 +65,10 @@ class ForwardMode(TorchFunctionMode):
         self.watch = watch
         self.reading = reading
         self.phase = phase
-        self.staged: dict[str, _Staged] = {}
+        self.recorder = Recorder(watch.known, reading, watch.statistics)
         self.called: set[int] = set()
         self.used: dict[str, None] = {}
-        self.pending: list[_Pending | None] = []
+        self.pending: list[Pending | None] = []
         self.sample: Sample | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -144,37 +102,15 @@ class ForwardMode(TorchFunctionMode):
         witness: Witness = (name, pre.dim(), rectifier.low, rectifier.high, tuple(self.used))
         self.used = {}
         site = self.identify(witness, name, rectifier, pre)
-        self.pending.append(None if site is None or not site.num_units else self._measure(site, pre.detach()))
+        self.pending.append(
+            None if site is None or not site.num_units else self.recorder.begin(site, pre.detach(), self.sample)
+        )
 
     def after(self, post: Any) -> None:
         """The rectifier was applied."""
         pending = self.pending.pop()
-        if pending is None:
-            return
-        if self.watch.statistics is Statistics.FULL and isinstance(post, Tensor) and post.shape == pending.shape:
-            values = arrange(post.detach(), pending.layout, pending.site)
-            pending.summary.stats.post_abs_sum = output_magnitude(values, pending.valid)
-        staged = self.staged.get(pending.site.site_id)
-        if staged is None:
-            staged = self.staged[pending.site.site_id] = _Staged(UnitStats.empty(pending.site.num_units, post.device))
-        staged.add(pending.summary)
-
-    def _measure(self, site: ActivationSite, pre: Tensor) -> _Pending:
-        seen = self.watch.known.seen.get(site.site_id)
-        layout = read_layout(pre.shape, site, self.reading.num_inputs, self.sample, seen)
-        values = arrange(pre, layout, site)
-        valid = valid_positions(self.reading.mask, values) if seen is not None and seen.padded else None
-        if self.watch.statistics is Statistics.FULL:
-            summary = summarize(values, site.rectifier, valid)
-        else:
-            summary = summarize_minimal(values, site.rectifier, valid)
-        if layout.by_rows and self.reading.num_inputs and len(summary.fired) > self.reading.num_inputs:
-            summary = pool_rows(summary, self.reading.num_inputs)
-            self.watch.known.note(
-                f"{site.base_name}: which rows belong to which input does not show; they are counted as at most "
-                "the inputs of their batch"
-            )
-        return _Pending(site, layout, pre.shape, valid, summary)
+        if pending is not None:
+            self.recorder.end(pending, post)
 
     def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
         """Which site a call belongs to; ``None`` where it is none."""
@@ -317,7 +253,7 @@ class DiscoveringMode(ForwardMode):
         if isinstance(module, MODULES) or self.watch.inside_custom:
             self.called.add(id(module))
             kind = type(module).__name__
-            return path or kind, Rectifier(kind, rectifier.low, rectifier.high)
+            return path or kind, replace(rectifier, name=kind)
         return f"{path}.{name}()" if path else f"{name}()", rectifier
 
 

@@ -153,7 +153,7 @@ class Probe:
             self._rehearse(rehearsal, perform, phase, again=True)
             if self._recognise(run, reading, phase):
                 return
-        self._commit(self._discover(run, reading, phase), reading, phase)
+        self._commit(self._discover(run, reading, phase))
 
     def _is_curious(self, reading: Reading, phase: str) -> bool:
         """Whether a rehearsal could tell something that is not known yet."""
@@ -216,7 +216,7 @@ class Probe:
             return False
         try:
             with torch.no_grad():
-                self._commit(self._watch(run, RecognisingMode(self.watch, reading, phase)), reading, phase)
+                self._commit(self._watch(run, RecognisingMode(self.watch, reading, phase)))
         except UnknownCallError:
             return False
         return True
@@ -263,11 +263,8 @@ class Probe:
                 f"no autograd graph could be had ({type(error).__name__}): sites are named by module and call order"
             )
 
-    def _commit(self, mode: ForwardMode, reading: Reading, phase: str) -> None:
-        kept = self.stats.setdefault(phase, {})
-        for site_id, staged in mode.staged.items():
-            fresh = staged.counted(reading.first_ordinal)
-            kept[site_id] = kept[site_id].merge(fresh) if site_id in kept else fresh
+    def _commit(self, mode: ForwardMode) -> None:
+        mode.recorder.commit(self.stats.setdefault(mode.phase, {}))
 
     def _enter_custom(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._active is not None:

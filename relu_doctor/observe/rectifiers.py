@@ -27,11 +27,14 @@ class Rectifier:
     Attributes:
         name: as torch spells it: ``ReLU`` for the module, ``relu`` for the function.
         low, high: the open interval of pre-activations in which its slope is not zero.
+        clips: its output is the pre-activation itself inside the interval and the nearer edge outside, as that of
+            ReLU and ReLU6 is; then the output's statistics follow from the pre-activation's.
     """
 
     name: str
     low: float = 0.0
     high: float = math.inf
+    clips: bool = False
 
     @property
     def can_die(self) -> bool:
@@ -53,11 +56,11 @@ def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, n
 
 
 def _relu(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    return Rectifier(name)
+    return Rectifier(name, clips=True)
 
 
 def _relu6(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    return Rectifier(name, 0.0, 6.0)
+    return Rectifier(name, 0.0, 6.0, clips=True)
 
 
 def _hardswish(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
@@ -75,14 +78,14 @@ def _threshold(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R
 
 def _hardtanh(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
     low, high = _argument(args, kwargs, 1, "min_val", -1.0), _argument(args, kwargs, 2, "max_val", 1.0)
-    return Rectifier(name, 0.0, float(high)) if low == 0 and high > 0 else None
+    return Rectifier(name, 0.0, float(high), clips=True) if low == 0 and high > 0 else None
 
 
 def _clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
     low, high = _argument(args, kwargs, 1, "min", None), _argument(args, kwargs, 2, "max", None)
     if not isinstance(low, int | float) or low != 0 or not (high is None or isinstance(high, int | float)):
         return None
-    return Rectifier(name, 0.0, math.inf if high is None else float(high))
+    return Rectifier(name, 0.0, math.inf if high is None else float(high), clips=True)
 
 
 def _functions() -> dict[Function, tuple[str, Reader]]:
