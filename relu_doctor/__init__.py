@@ -16,12 +16,14 @@ _HOMES = {
     "Config": "relu_doctor.config",
     "Diagnosis": "relu_doctor.diagnose.diagnosis",
     "Finding": "relu_doctor.diagnose.findings",
+    "Rectifier": "relu_doctor.observe.rectifiers",
     "diagnose": "relu_doctor.diagnose.diagnosis",
     "load_config": "relu_doctor.config",
     "scan": "relu_doctor.scanning",
+    "tap": "relu_doctor.observe.tapping",
 }
 
-__all__ = ["Config", "Diagnosis", "Finding", "__version__", "diagnose", "load_config", "scan"]
+__all__ = ["Config", "Diagnosis", "Finding", "Rectifier", "__version__", "diagnose", "load_config", "scan", "tap"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,7 +33,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("relu-doctor")
     if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+        globals()[name] = getattr(import_module(_HOMES[name]), name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

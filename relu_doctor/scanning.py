@@ -29,6 +29,7 @@ from relu_doctor.errors import (
     UnsupportedModelError,
 )
 from relu_doctor.observe.census import Census, check_no_nan
+from relu_doctor.observe.custom import Custom
 from relu_doctor.observe.feeding import (
     Arguments,
     Feeder,
@@ -41,7 +42,6 @@ from relu_doctor.observe.feeding import (
 from relu_doctor.observe.guard import preserved, preserved_buffers
 from relu_doctor.observe.probe import Probe
 from relu_doctor.observe.reading import Source, open_batches, plan, take
-from relu_doctor.observe.rectifiers import Custom
 from relu_doctor.observe.registry import Reading
 from relu_doctor.observe.rehearsal import Inputs, Rehearsal, rehearse
 from relu_doctor.observe.sites import ActivationSite
@@ -325,7 +325,7 @@ class _Scanner:
         found = self.probe.sites()
         unused = [name for name, _ in self.probe.unused_modules()]
         if not found:
-            raise NoActivationSitesError(_nothing_found(self.model, unused))
+            raise NoActivationSitesError(_nothing_found(self.model, unused, self.probe.known.notes))
         wanted = _wanted(found, self.request)
         if not wanted:
             raise NothingObservedError(
@@ -470,12 +470,14 @@ def _wanted(found: list[ActivationSite], request: ScanRequest) -> list[Activatio
     return [site for site in found if _selected(site.name, request)]
 
 
-def _nothing_found(model: nn.Module, unused: list[str]) -> str:
+def _nothing_found(model: nn.Module, unused: list[str], notes: list[str]) -> str:
     modules = sum(1 for _ in model.modules())
     looked = f"no rectifier was applied in {type(model).__name__}: looked at {modules} modules and one forward"
     if unused:
         names = ", ".join(unused[:4])
         return f"{looked}; {len(unused)} rectifier modules were never called ({names}). Give inputs that reach them."
+    if notes:
+        return f"{looked}. {'; '.join(notes)}."
     return f"{looked}. Name your own activation class with rectifiers=[MyReLU]."
 
 

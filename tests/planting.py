@@ -94,6 +94,7 @@ class Case:
         call: hands a batch to the model, for the oracle.
         count: inputs in a batch.
         mask: bool (inputs, positions) of a batch.
+        owners: of a batch, per site that sees a selection of rows, which input each row of each of its calls is of.
         scan: arguments of the scan.
         seed: of the model's initialisation, one with which the plan can be carried out.
     """
@@ -106,6 +107,7 @@ class Case:
     call: Callable[[nn.Module, Any], object] = lambda model, batch: model(batch)
     count: Callable[[Any], int] = len
     mask: Callable[[Any], Tensor] | None = None
+    owners: Callable[[Any], Mapping[str, Sequence[Tensor]]] | None = None
     scan: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -133,8 +135,15 @@ class Case:
                 grouped.setdefault(name, []).append(
                     self[name].arrange(pre.float() if pre.dtype == torch.bfloat16 else pre, num_inputs)
                 )
+            owners = self.owners(batch) if self.owners else {}
             for name, pres in grouped.items():
-                seen.setdefault(name, Seen()).add(first, pres)
+                own = seen.setdefault(name, Seen())
+                if name not in owners:
+                    own.add(first, pres)
+                    continue
+                rows, whose = torch.cat(pres), torch.cat(list(owners[name]))
+                for owner in whose.unique().tolist():
+                    own.add(first + owner, [rows[whose == owner].movedim(0, -1).flatten(1)[None]])
             first += num_inputs
         return seen
 

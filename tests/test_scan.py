@@ -432,19 +432,3 @@ def test_the_users_batches_are_not_written_to():
     before = clone(batches)
     relu_doctor.scan(model, batches)
     assert all(torch.equal(a, b) for a, b in zip(before, batches, strict=True))
-
-
-def test_rectifiers_inside_torch_func_are_said_not_to_be_observed():
-    """vmap hides its values: one remark, and the rest is scanned."""
-
-    class Members(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights, self.head = nn.Parameter(torch.randn(3, 6, 4)), nn.Linear(4, 5)
-
-        def forward(self, x):
-            return torch.relu(self.head(torch.vmap(lambda weight: torch.relu(x @ weight))(self.weights).mean(0)))
-
-    diagnosis = relu_doctor.scan(Members(), torch.randn(9, 6))
-    assert diagnosis.sites["num_units"].tolist() == [5]
-    assert any("torch.func" in note for note in diagnosis.table.coverage.notes)

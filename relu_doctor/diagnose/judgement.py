@@ -125,7 +125,7 @@ def _with_rates(
             positions > 0, positions, np.nan
         )
         margin = (low - rows["pre_max"].to_numpy(float)) / rows["pre_std"].to_numpy(float)
-        rows["margin"] = np.where(silent & site.can_die & np.isfinite(margin), margin, np.nan)
+        rows["margin"] = np.where(silent & site.can_die & (not site.selects) & np.isfinite(margin), margin, np.nan)
         mean_output = rows["post_mean"].mean()
         rows["dormancy"] = rows["post_mean"] / mean_output if mean_output > 0 else rows["post_mean"] * 0.0
         bias = rows["bias"].fillna(0.0)

@@ -16,6 +16,7 @@ from relu_doctor.observe.stats import NEVER, UnitStats
 
 INTEGERS = ("inputs", "inputs_fired", "positions", "positions_fired", "non_finite_values", "first_fired", "last_fired")
 FLOATS = ("pre_max", "pre_min", "pre_mean", "pre_std", "post_mean", "bias", "weight_l2", "gamma", "beta")
+OF_PRE = ("pre_max", "pre_min", "pre_mean", "pre_std")  # empty where only outputs are seen
 TRAIN_COLUMNS = ("train_inputs", "train_inputs_fired", "train_pre_max")
 EVIDENCE = ("unit", *INTEGERS, *FLOATS)
 
@@ -33,6 +34,7 @@ class SiteRecord:
         decomposable: whether max z = offset + bias + reach holds with the bias of the table.
         unweighted_summand: something is added in without a weight.
         mixed: the same behind a normalisation: its gamma weighs all of it, the weights do not.
+        selects: more than the interval decides what fires: a top-k, a learned threshold.
         note: what the report must say.
     """
 
@@ -48,12 +50,13 @@ class SiteRecord:
     decomposable: bool = False
     unweighted_summand: bool = False
     mixed: bool = False
+    selects: bool = False
     note: str = ""
 
     @property
     def can_die(self) -> bool:
-        """Whether the rectifier has a flat low side."""
-        return self.low is not None
+        """Whether a unit can be held where its slope is zero."""
+        return self.low is not None or self.selects
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +152,15 @@ def tabulate(
                 decomposable=parameters.decomposable,
                 unweighted_summand=site.unweighted_summand,
                 mixed=site.mixed,
+                selects=site.rectifier.selects or site.selected,
                 note=site.note,
             )
         )
         if not site.num_units:
             continue
         columns = _columns(observed or UnitStats.empty(site.num_units), full=coverage.statistics == "full")
+        if site.rectifier.on_output:
+            columns.update(dict.fromkeys(OF_PRE, np.full(site.num_units, np.nan)))
         for name in ("bias", "weight_l2", "gamma", "beta"):
             columns[name] = getattr(parameters, name).numpy()
         if train_stats is not None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
-from relu_doctor.observe.graph import Edge, GraphReader, Provenance
+from relu_doctor.errors import UnsupportedModelError
+from relu_doctor.observe.gates import Chosen, Ledger, Output, Refined
 from relu_doctor.observe.layout import Layout, Sample, read_layout
 from relu_doctor.observe.recorder import Pending, Recorder
-from relu_doctor.observe.rectifiers import GENERIC, MODULES, Rectifier, recognise
-from relu_doctor.observe.registry import ROOT, Call, CallRegistry, Reading, Witness
-from relu_doctor.observe.sites import ActivationSite, build_site, strip_wrappers
+from relu_doctor.observe.rectifiers import ANY, Applied, Rectifier, argument, recognise
+from relu_doctor.observe.recurrent import RECURRENT, RecurrentLayer, recurrent_layers
+from relu_doctor.observe.registry import ROOT, CallRegistry, Reading, Witness
+from relu_doctor.observe.selection import TOP_K, Selection
+from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.observe.tapping import tap
+from relu_doctor.observe.transforms import outside_of_transforms, without_vmap
 from relu_doctor.terms import Statistics
+from relu_doctor.text import clean_text
 
 
 @dataclass(slots=True)
@@ -44,17 +48,21 @@ class UnknownCallError(Exception):
     """A call that the recogniser has not met: the forward must be discovered."""
 
 
-class GradientInForwardError(Exception):
-    """The forward asks autograd itself: its graph must keep real values."""
+@dataclass(eq=False, slots=True)
+class Open:
+    """A recognised call of the forward that is running.
 
+    Attributes:
+        index: which call it is.
+        pre: what the rectifier is applied to.
+        pending: its numbers; ``None`` where nothing is measured.
+        choice: the top-k whose values it is applied to, which it only refines.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Depth:
-    """How much a discovery pass takes over from the model."""
-
-    gradients: bool  # a graph at all
-    everywhere: bool  # also inside the model's own no_grad blocks and past detach
-    real: bool  # the graph keeps real values
+    index: int
+    pre: weakref.ref[Tensor]
+    pending: Pending | None
+    choice: Output | None = None
 
 
 class ForwardMode(TorchFunctionMode):
@@ -66,23 +74,36 @@ class ForwardMode(TorchFunctionMode):
         self.reading = reading
         self.phase = phase
         self.recorder = Recorder(watch.known, reading, watch.statistics)
+        self.ledger = Ledger()
         self.called: set[int] = set()
         self.used: dict[str, None] = {}
-        self.pending: list[Pending | None] = []
+        self.running: list[Open] = []
+        self.waiting: list[Pending] = []  # calls whose output may yet be chosen from
+        self.num_calls = 0
         self.sample: Sample | None = None
+        self.mark = ""  # the name of the tap that is being looked at
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        known = None if self.watch.inside_custom else recognise(func, args, kwargs)
-        if known is None:
-            self._note_parameters(args, kwargs)
-            return self.call(func, args, kwargs)
-        if torch._C._functorch.is_functorch_wrapped_tensor(known[2]):
-            self.watch.known.note(f"{known[0]}() inside torch.func (vmap, grad, …) was not observed")
-            return func(*args, **kwargs)
-        self.before(*known)
-        result = func(*args, **kwargs)
-        self.after(result)
+        if func is tap:
+            return self._tap(*args, **kwargs)
+        if not self.watch.inside_custom:
+            applied = recognise(func, args, kwargs) or self.ledger.recognise(func, args, kwargs)
+            if isinstance(applied, Applied):
+                return self._apply(applied, func, args, kwargs)
+            if isinstance(applied, Refined):
+                result = func(*args, **kwargs)
+                self.ledger.note(result, Output(applied.output.index, applied.output.pre, chosen=True))
+                if applied.output.record is not None:
+                    self.refine(applied.output.record, Selection.by_mask(applied.mask))
+                return result
+            if func in TOP_K:
+                return self._choose(func, args, kwargs)
+            if func in RECURRENT:
+                return self._recur(func, args, kwargs)
+        self._note_parameters(args, kwargs)
+        result = self.call(func, args, kwargs)
+        self.ledger.follow(func, args, kwargs, result)
         return result
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -97,23 +118,145 @@ class ForwardMode(TorchFunctionMode):
                 if name is not None:
                     self.used[name] = None
 
+    def _apply(self, applied: Applied, func: Any, args: Any, kwargs: Any) -> Any:
+        if not torch._C._functorch.is_functorch_wrapped_tensor(applied.pre):
+            self.before(applied.name, applied.rectifier, applied.pre)
+            result = func(*args, **kwargs)
+            self.after(applied.pre if applied.in_place else result, applied.fires)
+            return result
+        pre = without_vmap(applied.pre)
+        if pre is None:
+            self.watch.known.note(f"{applied.name}() inside torch.func.grad or jvp was not observed")
+            return func(*args, **kwargs)
+        fires = None if applied.fires is None else without_vmap(applied.fires)
+        with outside_of_transforms():
+            self.before(applied.name, applied.rectifier, pre)
+        result = func(*args, **kwargs)
+        post = without_vmap(applied.pre if applied.in_place else result)
+        with outside_of_transforms():
+            self.after(post, fires)
+        return result
+
     def before(self, name: str, rectifier: Rectifier, pre: Tensor) -> None:
         """A rectifier is about to be applied: measure its input, which it may overwrite."""
-        witness: Witness = (name, pre.dim(), rectifier.low, rectifier.high, tuple(self.used))
-        self.used = {}
+        witness = self._witness(name, rectifier, pre)
+        choice = self.ledger.output(pre)
+        if choice is not None and choice.chosen:
+            self.absorb(witness, rectifier, choice)
+            self.running.append(Open(choice.index, choice.pre, None, choice))
+            return
         site = self.identify(witness, name, rectifier, pre)
-        self.pending.append(
-            None if site is None or not site.num_units else self.recorder.begin(site, pre.detach(), self.sample)
-        )
+        self.running.append(Open(self.num_calls, weakref.ref(pre), self.measure(site, pre.detach())))
+        self.num_calls += 1
 
-    def after(self, post: Any) -> None:
-        """The rectifier was applied."""
-        pending = self.pending.pop()
-        if pending is not None:
-            self.recorder.end(pending, post)
+    def _witness(self, name: str, rectifier: Rectifier, pre: Tensor) -> Witness:
+        used, self.used = tuple(self.used), {}
+        return name, pre.dim(), rectifier.low, rectifier.high, used
+
+    def measure(self, site: ActivationSite | None, pre: Tensor) -> Pending | None:
+        """Measure a call of a site."""
+        return None if site is None or not site.num_units else self.recorder.begin(site, pre, self.sample)
+
+    def after(self, post: Any, fires: Tensor | None = None) -> None:
+        """The rectifier was applied.
+
+        Args:
+            post: its output.
+            fires: where it fired, of the pre-activation's shape, where no interval tells.
+        """
+        call = self.running.pop()
+        awaits = call.pending is not None and self.awaits(call.pending.site)
+        if isinstance(post, Tensor):
+            self.ledger.note(post, call.choice or Output(call.index, call.pre, call if awaits else None))
+        if call.pending is None:
+            return
+        self.recorder.end(call.pending, post)
+        if fires is not None:
+            Selection.by_mask(fires).apply(call.pending)
+        if awaits:
+            self.waiting.append(call.pending)
+        else:
+            self.recorder.stage(call.pending)
+
+    def _choose(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A top-k: it decides what fires, of a rectifier's output or by itself."""
+        pre = argument(args, kwargs, 0, "input")
+        wrapped = isinstance(pre, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(pre)
+        if wrapped or not pre.is_floating_point() or not argument(args, kwargs, 3, "largest", True):
+            return self.call(func, args, kwargs)
+        output = self.ledger.output(pre)
+        if output is not None and not output.chosen:
+            result = func(*args, **kwargs)
+            if output.record is not None:
+                dim = argument(args, kwargs, 2, "dim", -1)
+                self.refine(output.record, Selection.by_top_k(pre.shape, dim, result, 0.0))
+            self.ledger.note(result[0], Output(output.index, output.pre, chosen=True))
+            self.ledger.note(result[1], Chosen(Output(output.index, weakref.ref(pre))))
+            return result
+        return self.choose(self._witness("topk", ANY, pre), func, args, kwargs)
+
+    def _tap(
+        self, name: str, pre: Tensor, post: Tensor, *, fires: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Any:
+        """A mark in the model's own code."""
+        if pre.shape != post.shape:
+            raise UnsupportedModelError(
+                f"tap({name!r}, pre, post) expects two tensors of one shape, found {tuple(pre.shape)} and "
+                f"{tuple(post.shape)}."
+            )
+        self.mark = clean_text(str(name))
+        try:
+            self.before(f"tap {self.mark}", replace(ANY, applied="tap"), pre)
+        finally:
+            self.mark = ""
+        with torch.no_grad():
+            self.after(post, (post if fires is None else fires(pre, post)).detach() != 0)
+        return post
+
+    def _recur(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """A recurrent layer with ReLU inside one fused call: only its outputs are seen."""
+        result = self.call(func, args, kwargs)
+        for layer in recurrent_layers(func, args, kwargs, result):
+            names = [self.watch.known.names.get(id(weight)) for weight in layer.weights]
+            used = tuple(name for name in names if name is not None)
+            witness: Witness = ("rnn_relu", layer.output.dim(), 0.0, math.inf, used)
+            site = self.identify_recurrent(witness, layer, result)
+            pending = self.measure(site, layer.output.detach())
+            self.num_calls += 1
+            if pending is not None:
+                self.recorder.end(pending, layer.output)
+                pending.summary.stats.positions = pending.summary.stats.positions - layer.num_padding
+                self.recorder.stage(pending)
+        self.used = {}
+        return result
+
+    def finish(self) -> None:
+        """The forward is over: stage what waited for a choice."""
+        while self.waiting:
+            self.recorder.stage(self.waiting.pop(0))
 
     def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
         """Which site a call belongs to; ``None`` where it is none."""
+        raise NotImplementedError
+
+    def identify_recurrent(self, witness: Witness, layer: RecurrentLayer, result: Any) -> ActivationSite | None:
+        """Which site a layer of a recurrent call is."""
+        raise NotImplementedError
+
+    def awaits(self, site: ActivationSite) -> bool:
+        """Whether a later call of the forward may choose from a site's output."""
+        raise NotImplementedError
+
+    def refine(self, call: Open, selection: Selection) -> None:
+        """What a call fires goes on only where something else selects it."""
+        raise NotImplementedError
+
+    def choose(self, witness: Witness, func: Any, args: Any, kwargs: Any) -> Any:
+        """Perform a top-k that does not choose from a rectifier's output."""
+        raise NotImplementedError
+
+    def absorb(self, witness: Witness, rectifier: Rectifier, choice: Output) -> None:
+        """A rectifier is applied to the values of a top-k, and belongs to it."""
         raise NotImplementedError
 
 
@@ -126,14 +269,51 @@ class RecognisingMode(ForwardMode):
 
     def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
         """The site that a discovery met in this place."""
+        return self._known(witness, pre.shape)
+
+    def identify_recurrent(self, witness: Witness, layer: RecurrentLayer, result: Any) -> ActivationSite | None:
+        """The site that a discovery met in this place."""
+        return self._known(witness, layer.output.shape)
+
+    def _known(self, witness: Witness, shape: torch.Size) -> ActivationSite | None:
         known = self.watch.known.transition(self.phase, self.state, witness)
         if known is None:
             raise UnknownCallError
         call, self.state = known
         self.sample, site = call.sample, call.site
-        if site is not None and site.unit_axes and site.codes != _codes(pre.shape, site.unit_axes):
+        if site is not None and site.unit_axes and site.codes != _codes(shape, site.unit_axes):
             raise UnknownCallError
         return site
+
+    def awaits(self, site: ActivationSite) -> bool:
+        """As a discovery found out."""
+        return site.site_id in self.watch.known.selected
+
+    def refine(self, call: Open, selection: Selection) -> None:
+        """Apply a selection to a site of which a discovery found that it is selected from."""
+        if call.pending is not None and self.awaits(call.pending.site):
+            selection.apply(call.pending)
+
+    def choose(self, witness: Witness, func: Any, args: Any, kwargs: Any) -> Any:
+        """Measure a top-k that a discovery found to be a site."""
+        pre = argument(args, kwargs, 0, "input")
+        site = self._known(witness, pre.shape)
+        pending = self.measure(site, pre.detach())
+        result = self.call(func, args, kwargs)
+        output = Output(self.num_calls, weakref.ref(pre), chosen=True)
+        self.num_calls += 1
+        self.ledger.note(result[0], output)
+        self.ledger.note(result[1], Chosen(output))
+        if site is not None and pending is not None:
+            dim = argument(args, kwargs, 2, "dim", -1)
+            Selection.by_top_k(pre.shape, dim, result, site.rectifier.low).apply(pending)
+            self.recorder.stage(pending)
+        return result
+
+    def absorb(self, witness: Witness, rectifier: Rectifier, choice: Output) -> None:
+        """Pass a call that a discovery found to belong to a top-k."""
+        if self._known(witness, torch.Size()) is not None:
+            raise UnknownCallError
 
 
 class TracingMode(RecognisingMode):
@@ -143,123 +323,14 @@ class TracingMode(RecognisingMode):
         super().__init__(watch, reading, phase)
         self.trace: list[tuple[ActivationSite, Tensor, Layout]] = []
 
-    def before(self, name: str, rectifier: Rectifier, pre: Tensor) -> None:
+    def measure(self, site: ActivationSite | None, pre: Tensor) -> Pending | None:
         """Keep the pre-activation instead of measuring it."""
-        witness: Witness = (name, pre.dim(), rectifier.low, rectifier.high, tuple(self.used))
-        self.used = {}
-        site = self.identify(witness, name, rectifier, pre)
         if site is not None and site.num_units:
             seen = self.watch.known.seen.get(site.site_id)
             layout = read_layout(pre.shape, site, self.reading.num_inputs, None, seen)
-            self.trace.append((site, pre.detach().clone(), layout))
-        self.pending.append(None)
-
-
-class DiscoveringMode(ForwardMode):
-    """The slow mode: reads every call's producers off the graph."""
-
-    def __init__(self, watch: Watch, reading: Reading, phase: str, depth: Depth) -> None:
-        super().__init__(watch, reading, phase)
-        self.depth = depth
-        self.path: list[tuple[str, nn.Module]] = []
-        self.calls: list[Call] = []
-        self.rectified: dict[Node, int] = {}
-        self.graph = GraphReader(watch.known.names, self.rectified)
-        self.anonymous: dict[str, int] = {}
-
-    @contextmanager
-    def module_paths(self) -> Iterator[None]:
-        """Follow which module's forward is running."""
-        handles: list[RemovableHandle] = []
-        try:
-            for name, module in self.watch.model.named_modules():
-                path = strip_wrappers(f"{name}.")[:-1]
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue  # takes no hooks; it is listed as not observed
-
-                def enter(module: nn.Module, args: Any, path: str = path) -> None:
-                    self.path.append((path, module))
-
-                def leave(module: nn.Module, args: Any, output: Any) -> None:
-                    self.path.pop()
-
-                handles.append(module.register_forward_pre_hook(enter, prepend=True))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Keep the graph whole where the model cuts it; the values are the same."""
-        if not self.depth.gradients:
-            return func(*args, **kwargs)
-        if not self.depth.real and func in _ASKS_AUTOGRAD:
-            raise GradientInForwardError
-        if self.depth.everywhere:
-            if func is torch._C._set_grad_enabled and args and not args[0]:
-                return None
-            if func is Tensor.detach and args[0].requires_grad:
-                return args[0].view_as(args[0])
-        if func in _LEAVES_TORCH and args[0].requires_grad:  # works in the model's own no_grad run
-            return func(args[0].detach(), *args[1:], **kwargs)
-        return func(*args, **kwargs)
-
-    def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
-        """The site that the graph shows."""
-        base_name, rectifier = self._base_name(name, rectifier)
-        edge: Edge | None = None if pre.grad_fn is None else (pre.grad_fn, pre.output_nr)
-        provenance = self.graph.provenance(edge) if edge is not None else Provenance([], (), True, 0)
-        site: ActivationSite | None = None
-        if provenance.sources or name not in GENERIC:
-            feeding = sorted(self.graph.feeding(() if edge is None else (edge,)))
-            feeds = tuple(
-                dict.fromkeys(found.site_id for call in feeding if (found := self.calls[call].site) is not None)
-            )
-            occurrence = self.anonymous.get(base_name, 0)
-            site = build_site(
-                base_name=base_name,
-                kind=name,
-                rectifier=rectifier,
-                edge=edge,
-                shape=pre.shape,
-                provenance=provenance,
-                feeds=feeds,
-                order=self.watch.known.num_sites,
-                occurrence=occurrence,
-                unit_axis=self.watch.known.unit_axis(base_name),
-            )
-            if not site.producers:
-                self.anonymous[base_name] = occurrence + 1
-            if name in GENERIC and not site.num_units:
-                site = None
-            else:
-                self.watch.known.know(site)
-        self.calls.append(Call(witness, site, Sample(pre.shape, self.reading.num_inputs)))
-        return site
-
-    def after(self, post: Any) -> None:
-        """Remember which node of the graph the rectifier's output is."""
-        super().after(post)
-        if isinstance(post, Tensor) and post.grad_fn is not None:
-            self.rectified[post.grad_fn] = len(self.calls) - 1
-
-    def learn(self) -> None:
-        """Let the recogniser know this order of calls."""
-        self.watch.known.learn(self.phase, self.calls)
-
-    def _base_name(self, name: str, rectifier: Rectifier) -> tuple[str, Rectifier]:
-        path, module = self.path[-1] if self.path else ("", self.watch.model)
-        if isinstance(module, MODULES) or self.watch.inside_custom:
-            self.called.add(id(module))
-            kind = type(module).__name__
-            return path or kind, replace(rectifier, name=kind)
-        return f"{path}.{name}()" if path else f"{name}()", rectifier
+            self.trace.append((site, pre.clone(), layout))
+        return None
 
 
 def _codes(shape: torch.Size, axes: tuple[int, ...]) -> int:
     return math.prod(shape[axis] for axis in axes)
-
-
-_LEAVES_TORCH: set[Any] = {Tensor.numpy, Tensor.__array__}
-_ASKS_AUTOGRAD = {torch.autograd.grad, torch.autograd.backward, Tensor.backward}

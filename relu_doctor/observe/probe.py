@@ -20,20 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from relu_doctor.observe.custom import custom_rectifiers, fires_by, interval_text, probe_interval
+from relu_doctor.observe.discovery import Depth, DiscoveringMode, GradientInForwardError
 from relu_doctor.observe.graph import graph_without_tensors
 from relu_doctor.observe.guard import gradients_required
 from relu_doctor.observe.layout import Layout, Seen, changed_positions, changed_rows
-from relu_doctor.observe.modes import (
-    Depth,
-    DiscoveringMode,
-    ForwardMode,
-    GradientInForwardError,
-    RecognisingMode,
-    TracingMode,
-    UnknownCallError,
-    Watch,
-)
-from relu_doctor.observe.rectifiers import Rectifier, custom_rectifiers, probe_interval, rectifies
+from relu_doctor.observe.modes import ForwardMode, RecognisingMode, TracingMode, UnknownCallError, Watch
+from relu_doctor.observe.rectifiers import Rectifier, rectifies
 from relu_doctor.observe.registry import CallRegistry, Reading
 from relu_doctor.observe.rehearsal import Inputs, Rehearsal, last_position
 from relu_doctor.observe.sites import ActivationSite, strip_wrappers
@@ -83,11 +76,15 @@ class Probe:
     def __enter__(self) -> Self:
         for module in self.model.modules():
             if type(module) in self._custom:
-                interval = self._custom[type(module)] or probe_interval(module)
-                self._custom_modules[id(module)] = Rectifier(type(module).__name__, *interval)
+                self._custom_modules[id(module)] = self._custom[type(module)] or self._probed(module)
                 self._handles.append(module.register_forward_pre_hook(self._enter_custom, with_kwargs=True))
                 self._handles.append(module.register_forward_hook(self._leave_custom, with_kwargs=True))
         return self
+
+    def _probed(self, module: nn.Module) -> Rectifier:
+        rectifier = Rectifier(type(module), *probe_interval(module))
+        self.known.note(f"{rectifier.name}: its slope was probed on [-10, 10]: {interval_text(rectifier)}")
+        return rectifier
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -227,6 +224,7 @@ class Probe:
         try:
             with mode:
                 run()
+            mode.finish()
         finally:
             self._active = None
         return mode
@@ -268,18 +266,31 @@ class Probe:
 
     def _enter_custom(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._active is not None:
-            pre = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
             self.watch.inside_custom.append(id(module))
-            if pre is not None:
-                rectifier = self._custom_modules[id(module)]
+            rectifier, pre = self._custom_modules[id(module)], _first_tensor(args, kwargs)
+            if pre is not None and rectifier.fires is None:
                 self._active.before(rectifier.name, rectifier, pre)
 
     def _leave_custom(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._active is not None and self.watch.inside_custom:
-            self.watch.inside_custom.pop()
-            self._active.called.add(id(module))
-            if isinstance(output, Tensor):
-                self._active.after(output)
+        if self._active is None or not self.watch.inside_custom:
+            return
+        rectifier, pre = self._custom_modules[id(module)], _first_tensor(args, kwargs)
+        self._active.called.add(id(module))
+        if pre is None or not isinstance(output, Tensor):
+            self.known.note(f"{rectifier.name} takes or returns no tensor by itself, and was not observed")
+        elif rectifier.fires is None:
+            self._active.after(output)
+        else:
+            with torch.no_grad():
+                mask = fires_by(module, rectifier.fires, pre, output)
+            on_output = mask.shape != pre.shape
+            self._active.before(rectifier.name, replace(rectifier, on_output=on_output), output if on_output else pre)
+            self._active.after(output, mask)
+        self.watch.inside_custom.pop()
+
+
+def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
 
 
 @contextmanager

@@ -98,13 +98,16 @@ class Recorder:
         return Pending(site, layout, pre.shape, valid, summary)
 
     def end(self, pending: Pending, post: Any) -> None:
-        """Take in a rectifier's output and stage the call."""
+        """Take in a rectifier's output."""
         if self.statistics is Statistics.FULL and isinstance(post, Tensor) and post.shape == pending.shape:
             values = arrange(post.detach(), pending.layout, pending.site)
             pending.summary.stats.post_abs_sum = output_magnitude(values, pending.valid)
-        device = post.device if isinstance(post, Tensor) else pending.summary.fired.device
+
+    def stage(self, pending: Pending) -> None:
+        """Keep a call's numbers until the forward is committed."""
         staged = self._staged.get(pending.site.site_id)
         if staged is None:
+            device = pending.summary.fired.device
             staged = self._staged[pending.site.site_id] = _Staged(UnitStats.empty(pending.site.num_units, device))
         staged.add(pending.summary)
 

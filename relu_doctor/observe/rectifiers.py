@@ -7,7 +7,7 @@ slope is zero nowhere (Leaky ReLU, GELU, …) cannot hold a unit dead: it is lis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,31 +15,56 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from relu_doctor.errors import UnsupportedModelError
-
 Function = Callable[..., Any]
+
+
+Fires = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Rectifier:
     """An activation function as a diagnosis sees it.
 
+    Give one to :func:`relu_doctor.scan` to name a module of your own: ``rectifiers=[Rectifier(MyGate, fires=…)]``.
+
     Attributes:
-        name: as torch spells it: ``ReLU`` for the module, ``relu`` for the function.
+        applied: the module class, or a name as torch spells it: ``ReLU`` for the module, ``relu`` for the function.
         low, high: the open interval of pre-activations in which its slope is not zero.
         clips: its output is the pre-activation itself inside the interval and the nearer edge outside, as that of
             ReLU and ReLU6 is; then the output's statistics follow from the pre-activation's.
+        fires: tells where it fires instead of the interval: called with the pre-activation, the output and the
+            module, as many of them as it takes; returns a boolean tensor of the pre-activation's shape, or of the
+            output's, whose units are then the output's.
+        selects: something beside the interval decides what fires: a top-k, a learned threshold, ``fires``.
+        on_output: only its output is seen, not its pre-activation; it fires where the output is positive.
+
+    >>> import torch, relu_doctor
+    >>> class Gate(torch.nn.Module):
+    ...     def forward(self, z):
+    ...         return torch.where(z.abs() > 1, z, 0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 3), Gate())
+    >>> gate = relu_doctor.Rectifier(Gate, fires=lambda pre, post: post != 0)
+    >>> relu_doctor.scan(model, torch.randn(2000, 4), rectifiers=[gate]).sites["num_units"].tolist()
+    [3]
     """
 
-    name: str
+    applied: str | type[nn.Module]
     low: float = 0.0
     high: float = math.inf
     clips: bool = False
+    fires: Fires | None = None
+    selects: bool = False
+    on_output: bool = False
+
+    @property
+    def name(self) -> str:
+        """What is applied, in one word."""
+        return self.applied if isinstance(self.applied, str) else self.applied.__name__
 
     @property
     def can_die(self) -> bool:
-        """Whether there is a low side on which the slope is zero."""
-        return self.low > -math.inf
+        """Whether a unit can be held where its slope is zero."""
+        return self.low > -math.inf or self.selects
 
     def fired(self, pre: Tensor) -> Tensor:
         """Where pre-activations lie in the firing interval; NaN does not."""
@@ -48,10 +73,13 @@ class Rectifier:
         return (pre > self.low) & (pre < self.high)
 
 
+ANY = Rectifier("", -math.inf, selects=True)  # something other than an interval decides
+
 Reader = Callable[[str, tuple[Any, ...], Mapping[str, Any]], Rectifier | None]
 
 
-def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, name: str, default: Any) -> Any:
+def argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], position: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
@@ -71,18 +99,29 @@ def _cannot_die(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     return Rectifier(name, -math.inf)
 
 
+def _sloped(keyword: str, default: float) -> Reader:
+    """Reads a function whose slope below zero is an argument; where that is 0, it is a ReLU."""
+
+    def read(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
+        slope = argument(args, kwargs, 1, keyword, default)
+        flat = isinstance(slope, int | float) and slope == 0
+        return Rectifier(name, clips=True) if flat else Rectifier(name, -math.inf)
+
+    return read
+
+
 def _threshold(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    threshold = _argument(args, kwargs, 1, "threshold", None)
+    threshold = argument(args, kwargs, 1, "threshold", None)
     return Rectifier(name, float(threshold)) if isinstance(threshold, int | float) else None
 
 
 def _hardtanh(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    low, high = _argument(args, kwargs, 1, "min_val", -1.0), _argument(args, kwargs, 2, "max_val", 1.0)
+    low, high = argument(args, kwargs, 1, "min_val", -1.0), argument(args, kwargs, 2, "max_val", 1.0)
     return Rectifier(name, 0.0, float(high), clips=True) if low == 0 and high > 0 else None
 
 
 def _clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    low, high = _argument(args, kwargs, 1, "min", None), _argument(args, kwargs, 2, "max", None)
+    low, high = argument(args, kwargs, 1, "min", None), argument(args, kwargs, 2, "max", None)
     if not isinstance(low, int | float) or low != 0 or not (high is None or isinstance(high, int | float)):
         return None
     return Rectifier(name, 0.0, math.inf if high is None else float(high), clips=True)
@@ -104,8 +143,10 @@ def _functions() -> dict[Function, tuple[str, Reader]]:
     add(_threshold, "threshold", "threshold_", "_threshold")
     add(_hardtanh, "hardtanh", "hardtanh_")
     add(_hardswish, "hardswish", "hardswish_")
-    add(_cannot_die, "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "selu", "selu_", "celu")
-    add(_cannot_die, "celu_", "gelu", "silu", "silu_", "mish", "mish_", "softplus")
+    add(_sloped("negative_slope", 0.01), "leaky_relu", "leaky_relu_")
+    add(_sloped("alpha", 1.0), "elu", "elu_")
+    add(_cannot_die, "prelu", "rrelu", "rrelu_", "selu", "selu_", "celu", "celu_", "gelu", "silu", "silu_", "mish")
+    add(_cannot_die, "mish_", "softplus")
     return found
 
 
@@ -127,9 +168,11 @@ MODULES: tuple[type[nn.Module], ...] = (
     nn.Mish,
     nn.Softplus,
 )
+# Also used for other ends: such a call is a site only where parameters feed it.
 GENERIC = frozenset(
-    {"clamp", "clip", "clamp_min", "threshold", "hardtanh"}
-)  # also used for other ends: need a producer
+    {"clamp", "clip", "clamp_min", "threshold", "hardtanh", "maximum", "fmax", "max", "where", "mul", "multiply"}
+    | {"masked_fill", "__setitem__", "topk"}
+)
 
 
 def rectifies(module: nn.Module) -> bool:
@@ -139,84 +182,33 @@ def rectifies(module: nn.Module) -> bool:
     return isinstance(module, MODULES) or (isinstance(module, nn.RNN) and module.nonlinearity == "relu")
 
 
-def recognise(
-    function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[str, Rectifier, Tensor] | None:
-    """Whether a torch call applies a rectifier.
+@dataclass(slots=True)
+class Applied:
+    """A torch call that applies a rectifier.
 
-    Returns:
-        The function's name, the rectifier and the pre-activation; ``None`` for any other call.
+    Attributes:
+        name: of the function.
+        rectifier: what is applied.
+        pre: to what.
+        fires: where it fires, of the shape of ``pre``, where no interval tells.
+        in_place: the call returns nothing and writes its output over ``pre``.
     """
+
+    name: str
+    rectifier: Rectifier
+    pre: Tensor
+    fires: Tensor | None = None
+    in_place: bool = False
+
+
+def recognise(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Applied | None:
+    """Whether a torch call applies a rectifier by itself; ``None`` for any other call."""
     known = _KNOWN.get(function)
     if known is None:
         return None
     name, reader = known
-    pre = _argument(args, kwargs, 0, "input", None)
+    pre = argument(args, kwargs, 0, "input", None)
     if not isinstance(pre, Tensor) or not pre.dtype.is_floating_point:
         return None
     rectifier = reader(name, args, kwargs)
-    return None if rectifier is None else (name, rectifier, pre)
-
-
-Custom = Iterable[type[nn.Module]] | Mapping[type[nn.Module], tuple[float, float]]
-
-
-def custom_rectifiers(given: Custom) -> dict[type[nn.Module], tuple[float, float] | None]:
-    """The user's own rectifier classes, to their firing interval, or ``None`` where it is still to be probed."""
-    if isinstance(given, Mapping):
-        return {cls: (float(low), float(high)) for cls, (low, high) in given.items()}
-    classes: list[Any] = [given] if isinstance(given, type) else list(given)
-    for cls in classes:
-        if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-            raise UnsupportedModelError(
-                f"rectifiers= expects nn.Module classes or a mapping of them to (low, high), found {cls!r}."
-            )
-    return dict.fromkeys(classes)
-
-
-def probe_interval(module: nn.Module) -> tuple[float, float]:
-    """The interval on which a module's slope is not zero, read with autograd on a grid from -10 to 10 and bisected.
-
-    Raises:
-        UnsupportedModelError: the module is not elementwise, or its firing region is no single interval.
-    """
-    name = type(module).__name__
-    grid = torch.linspace(-10, 10, 2001, dtype=torch.float64)
-    fires = _fires(module, grid)
-    inside = fires.nonzero().flatten()
-    if not len(inside):
-        raise UnsupportedModelError(f"{name} has slope zero on all of [-10, 10]: it is no rectifier.")
-    first, last = int(inside[0]), int(inside[-1])
-    if last - first + 1 - len(inside) > 2:  # the slope may vanish at a point inside, as that of z² at 0
-        raise UnsupportedModelError(
-            f"{name} fires on more than one interval; name one with rectifiers={{{name}: (low, high)}}."
-        )
-    low = -math.inf if first == 0 else _edge(module, float(grid[first - 1]), float(grid[first]))
-    high = math.inf if last == len(grid) - 1 else _edge(module, float(grid[last + 1]), float(grid[last]))
-    return low, high
-
-
-def _fires(module: nn.Module, points: Tensor) -> Tensor:
-    """Where a module's slope is not zero."""
-    name = type(module).__name__
-    try:
-        with torch.enable_grad():
-            leaf = points.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(module(leaf * 1).sum(), leaf)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"the slope of {name} could not be probed ({type(error).__name__}: {error}). Name its firing interval: "
-            f"rectifiers={{{name}: (low, high)}}."
-        ) from error
-    return slope != 0
-
-
-def _edge(module: nn.Module, outside: float, inside: float) -> float:
-    """The edge of the firing region between a silent and a firing point, to 1e-9."""
-    while abs(inside - outside) > 1e-9:
-        middle = (inside + outside) / 2
-        if bool(_fires(module, torch.tensor([middle], dtype=torch.float64))):
-            inside = middle
-        else:
-            outside = middle
-    return round(outside, 6) + 0.0
+    return None if rectifier is None else Applied(name, rectifier, pre)

@@ -54,6 +54,7 @@ class CallRegistry:
     Attributes:
         names: parameter identity to qualified name.
         seen: what rehearsals showed, per ``site_id``.
+        selected: sites whose output goes through a choice (a top-k, a mask) before anything reads it.
         phases: of which an order of calls is known.
         notes: what could not be seen as it should, in order.
     """
@@ -62,8 +63,10 @@ class CallRegistry:
         self.names = qualified_names(model)
         self.unit_axis = unit_axis or (lambda name: None)
         self.seen: dict[str, Seen] = {}
+        self.selected: set[str] = set()
         self.phases: set[str] = set()
         self.notes: list[str] = []
+        self._pointed_out: set[str] = set()
         self._sites: dict[str, ActivationSite] = {}
         self._order: list[str] = []  # of the sites in the forward
         self._transitions: dict[tuple[str, int, Witness], tuple[Call, int]] = {}
@@ -73,7 +76,8 @@ class CallRegistry:
         """The sites found so far, in forward order, under their final names."""
         order = {name: place for place, name in enumerate(self.names.values())}
         places = {site_id: place for place, site_id in enumerate(self._order)}
-        return sorted(name_sites(self._sites, order), key=lambda site: places.get(site.site_id, len(places)))
+        named = [replace(site, selected=site.site_id in self.selected) for site in name_sites(self._sites, order)]
+        return sorted(named, key=lambda site: places.get(site.site_id, len(places)))
 
     @property
     def unseen(self) -> set[str]:
@@ -92,6 +96,10 @@ class CallRegistry:
             self._sites[site.site_id] = site
         elif set(site.feeds) - set(known.feeds):
             self._sites[site.site_id] = replace(known, feeds=tuple(dict.fromkeys((*known.feeds, *site.feeds))))
+
+    def forget(self, site: ActivationSite) -> None:
+        """Take a site back that turned out to be another."""
+        self._sites.pop(site.site_id, None)
 
     def transition(self, phase: str, state: int, witness: Witness) -> tuple[Call, int] | None:
         """What a call is in a state of the recogniser, and the state after it; ``None`` where it was never met."""
@@ -120,6 +128,12 @@ class CallRegistry:
             else:
                 self._order.insert(place, call.site.site_id)
                 place += 1
+
+    def point_out(self, path: str, kind: str) -> None:
+        """Remark on a module that looks like a rectifier and was not recognised; once per class."""
+        if kind not in self._pointed_out:
+            self._pointed_out.add(kind)
+            self.note(f"{path} ({kind}) looks like a rectifier and was not measured: name it with rectifiers=[{kind}]")
 
     def note(self, text: str) -> None:
         """Keep a remark for the report, once."""

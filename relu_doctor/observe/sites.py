@@ -64,6 +64,7 @@ class ActivationSite:
         feeds: ``site_id`` of the sites whose outputs this one reads.
         order: position in the first forward pass.
         note: what a report must say about this site; empty where all is well.
+        selected: its output goes through a choice (a top-k, a mask), and it fires where it passes that.
     """
 
     site_id: str
@@ -83,6 +84,7 @@ class ActivationSite:
     feeds: tuple[str, ...]
     order: int
     note: str = ""
+    selected: bool = False
 
     def renamed(self, name: str) -> ActivationSite:
         """The same site under its final name."""
@@ -140,6 +142,8 @@ def build_site(
     if unit_axis is not None:
         wanted = (unit_axis % len(shape),)
         axes, table, terms = (axes, table, terms) if axes == wanted else (wanted, None, ())
+    if not axes and rectifier.on_output and provenance.sources:  # the rectifier itself mixes its inputs' units
+        axes, table = _producer_axes(shape, provenance.sources[0]), None
     if not axes:
         axes, table = _fallback_axes(shape, provenance), None
         if not provenance.sources:
@@ -325,6 +329,11 @@ def _fallback_axes(shape: torch.Size, provenance: Provenance) -> tuple[int, ...]
     if provenance.sources:
         return ()
     return (1,) if len(shape) == 2 else ()
+
+
+def _producer_axes(shape: torch.Size, source: Source) -> tuple[int, ...]:
+    """Where the producer's units would lie, if they are still there."""
+    return source.row_axes if len(source.shape) == len(shape) else ()
 
 
 def _row_signature(terms: tuple[Term, ...]) -> str:
