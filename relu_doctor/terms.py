@@ -31,6 +31,7 @@ class Mechanism(StrEnum):
     INPUT_OFFSET = "input_offset"
     BIAS_OR_OFFSET = "bias_or_offset"
     BIAS_AND_OFFSET = "bias_and_offset"
+    NOT_SELECTED = "not_selected"  # lies where it could fire, and a top-k or a threshold passes it over
     SATURATED = "saturated"
     UNKNOWN = "unknown"
 

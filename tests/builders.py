@@ -53,6 +53,7 @@ KINDS: Mapping[str, Callable[[int, int], Row]] = {
     "constant": _silent(-1.0, -0.5, 0.0),  # dead upstream where a silent site feeds it, else constant inputs
     "normalization": _silent(0.0, -5.0, 4.0, gamma=1.0, beta=-5.0),  # needs norm="batch_norm"
     "unknown": _silent(-2.0, -2.0, 3.0, pre_mean=NAN),
+    "not_selected": _silent(0.5, 0.0, 3.0),  # needs selects=True
     "saturated": lambda index, inputs: {"pre_max": 12.0, "pre_min": 7.0, "pre_mean": 9.0, "pre_std": 1.0},  # of ReLU6
     "non_finite": lambda index, inputs: {"non_finite_values": inputs, "pre_mean": NAN, "pre_max": NAN, "pre_min": NAN},
     "unobserved": lambda index, inputs: {"inputs": 0, "positions": 0, "pre_mean": NAN, "pre_max": NAN, "pre_min": NAN},
@@ -104,6 +105,7 @@ def site(
         feeds=tuple(f"id-{each}" for each in feeds),
         norm=norm,
         decomposable=True,
+        selects="not_selected" in units,
         note=note,
     )
     return Site(record, kinds, num_inputs)

@@ -120,10 +120,10 @@ def test_reports_know_no_torch_hooks_and_observe_no_presentation():
 
 
 def test_only_the_probe_registers_hooks():
-    """Only observe/probe.py and discovery.py register on models, only observe/gradients.py on optimizers."""
+    """Only the probe and its modes register on models, only observe/gradients.py on optimizers."""
     wrong = []
     for file, tree in sources():
-        if file in {("observe", "probe"), ("observe", "discovery"), ("observe", "gradients")}:
+        if file in {("observe", name) for name in ("probe", "discovery", "modes", "dispatch", "gradients")}:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr:

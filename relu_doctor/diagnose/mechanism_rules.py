@@ -86,6 +86,7 @@ _WORDS = {
     Mechanism.INPUT_OFFSET: "held down by the inputs' mean",
     Mechanism.BIAS_OR_OFFSET: "bias and inputs' mean both weigh on them, either alone would free them",
     Mechanism.BIAS_AND_OFFSET: "bias and inputs' mean together hold them down",
+    Mechanism.NOT_SELECTED: "a top-k or threshold always passes them over",
     Mechanism.UNKNOWN: "what holds them could not be told apart",
 }
 
@@ -295,3 +296,23 @@ def saturated(case: Case) -> Iterator[Finding]:
                 f"medians: smallest pre-activation {typical(hit['pre_min'])}, bias {typical(hit['bias'])}",
                 "Normalise before the rectifier or lower the learning rate; nn.ReLU has no upper edge.",
             )
+
+
+@rule("RD211")
+def not_selected(case: Case) -> Iterator[Finding]:
+    """Silent units that a top-k or a learned threshold passes over on every input: a sparse autoencoder's dead latents.
+
+    Decision: more than the sign decides what fires at this site (top-k, BatchTopK, JumpReLU, a gate), and the unit was
+    never selected; behind a ReLU, although its pre-activation was positive.
+
+    Helps: a loss on what the dead units reconstruct (AuxK, Gao et al. 2024), resampling them (Bricken et al. 2023), a
+    larger k or lower threshold at the start of training.
+    """
+    return _mechanism_finding(
+        "RD211",
+        case,
+        Mechanism.NOT_SELECTED,
+        {"largest pre-activation": "pre_max", "mean": "pre_mean", "bias": "bias"},
+        "Train on with an auxiliary loss on the units that are never selected, or re-initialise them; as long as others "
+        "outdo them they get no gradient.",
+    )

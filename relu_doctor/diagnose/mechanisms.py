@@ -71,6 +71,7 @@ def find_mechanisms(
     rules: Sequence[tuple[Mechanism, Bools]] = (
         (Mechanism.ZERO_WEIGHTS, zero),
         (held, told),
+        (Mechanism.NOT_SELECTED, site.selects & ((site.low is None) | (highest > low))),
         (Mechanism.NORMALIZATION, normalised),
         (Mechanism.BIAS_OR_OFFSET, known & by_bias & by_offset),
         (Mechanism.NEGATIVE_BIAS, known & by_bias),

@@ -247,6 +247,7 @@ SPEAKS = {
     "RD207": ({"bias_or_offset": 2}, "bias_or_offset"),
     "RD208": ({"bias_and_offset": 2}, "bias_and_offset"),
     "RD209": ({"unknown": 2}, "unknown"),
+    "RD211": ({"not_selected": 2}, "not_selected"),
 }
 
 

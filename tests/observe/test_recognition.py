@@ -216,7 +216,7 @@ def test_minimal_statistics_count_what_is_selected(name):
 
 
 def test_a_unit_that_is_positive_but_never_selected_is_dead():
-    """What a ReLU lets pass and the top-k behind it never selects gets no gradient; the report claims no bias."""
+    """What a ReLU lets pass and the top-k behind it never selects gets no gradient, and the report says so."""
     model = Net(top_k_of_relu)
     with torch.no_grad():
         model.first.weight[6] = 0
@@ -227,7 +227,7 @@ def test_a_unit_that_is_positive_but_never_selected_is_dead():
         x = x[fired[:, [0, 3, 5]].sum(1) >= 2]  # two others fire, so that the constant is not among the top two
     diagnosis = relu_doctor.scan(model, x, exhaustive=True)
     unit = diagnosis.units.iloc[6]
-    assert (unit["status"], unit["mechanism"], unit["pre_max"] > 0) == ("dead", "unknown", True)
+    assert (unit["status"], unit["mechanism"], unit["pre_max"] > 0) == ("dead", "not_selected", True)
 
 
 def test_a_relu_that_is_also_read_past_its_top_k_fires_where_it_is_positive():
