@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack, redirect_stdout, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -125,6 +126,10 @@ def scan(
     forward: Annotated[
         str | None, typer.Option(metavar="SPEC", help="package.module:function(model, batch) that runs the model.")
     ] = None,
+    rectifier: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEC", help="An activation class of your own, or a Rectifier: path/to/net.py:MyReLU."),
+    ] = None,
     mode: Annotated[Mode, typer.Option(help="Run the model in eval mode, train mode, or both.")] = Mode.EVAL,
     sites: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Only sites of these names.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Not sites of these names.")] = None,
@@ -181,6 +186,7 @@ def scan(
 
     request = _request(
         forward=forward,
+        rectifiers=rectifier or (),
         mode=mode,
         sites=[*(sites or ()), *(f"!{pattern}" for pattern in exclude or ())],
         device=device,
@@ -193,7 +199,7 @@ def scan(
     with ExitStack() as stack:
         stack.enter_context(_warnings_as_notes())
         stack.enter_context(redirect_stdout(sys.stderr))  # what the user's code prints is no part of the result
-        for spec in (model, data, forward):  # what these import while they run lies beside them
+        for spec in (model, data, forward, *(rectifier or ())):  # what these import while they run lies beside them
             if spec is not None:
                 stack.enter_context(importable(spec))
         for path in checkpoints:
@@ -207,9 +213,11 @@ def scan(
                 )
                 scanned.append(one)
     scanned = compare_within_runs(scanned)
-    with suppress(BrokenPipeError):  # a reader that has seen enough: gates are decided all the same
+    try:
         _write(scanned, output_format, output)
         sys.stdout.flush()
+    except BrokenPipeError:  # a reader that has seen enough: gates are decided all the same
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would try again
     if tensorboard is not None:
         _write_tensorboard(scanned, tensorboard)
     raise typer.Exit(_gate(scanned, Gate(per_site=fail_over, total=fail_over_total, min_units=min_units)))
@@ -266,6 +274,7 @@ def demo(
 def _request(
     *,
     forward: str | None,
+    rectifiers: Sequence[str],
     mode: Mode,
     sites: list[str],
     device: str | None,
@@ -276,6 +285,7 @@ def _request(
 ) -> ScanRequest:
     from relu_doctor.checkpoints.specs import resolve
     from relu_doctor.config import load_config
+    from relu_doctor.observe.custom import custom_rectifiers
     from relu_doctor.scanning import ScanRequest, usable_device
 
     thresholds = load_config(config)
@@ -289,6 +299,11 @@ def _request(
                 f"--forward {clean_text(forward)!r} is a {type(found).__name__}; a function (model, batch) is needed."
             )
         run = found
+    given: list[Any] = [resolve(spec, what="--rectifier") for spec in rectifiers]
+    try:
+        custom_rectifiers(given)
+    except ReLUDoctorError as error:
+        _fail(f"--rectifier: {error}")
     try:
         place = usable_device(device)
     except ReLUDoctorError as error:
@@ -304,9 +319,14 @@ def _request(
         sites=tuple(sites),
         max_inputs=limit,
         device=place,
+        rectifiers=given,
         exhaustive=exhaustive,
         config=thresholds,
     )
+
+
+def _raise_broken_pipe() -> None:
+    raise BrokenPipeError
 
 
 def _check_output(output: Path | None, tensorboard: Path | None) -> None:
@@ -368,7 +388,9 @@ def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output
         if output is None:
             from rich.console import Console
 
-            render_scans([(each.checkpoint.path.name, each.diagnosis) for each in scanned], Console(highlight=False))
+            console = Console(highlight=False)
+            console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]  # Rich's own would exit
+            render_scans([(each.checkpoint.path.name, each.diagnosis) for each in scanned], console)
             return
         from relu_doctor.reports.scans import render_scans_text
 

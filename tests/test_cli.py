@@ -264,6 +264,18 @@ def test_the_module_runs_as_the_command(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_reader_that_has_seen_enough_changes_no_exit_code(runs):
+    """`relu-doctor scan … | head -1`: no complaint, and the gates are decided."""
+    command = [sys.executable, "-m", "relu_doctor", "scan", runs["quietly_sick-mlp"][-1], "--model", MLP]
+    command += ["--data", DATA, "--fail-over", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert said.startswith("gate failed")
+    assert len(said.splitlines()) == 1
+
+
 class TestTheUsersOwnCode:
     """What the model or the data print or do is theirs: it neither spoils the output nor decides the exit code."""
 
@@ -274,7 +286,8 @@ class TestTheUsersOwnCode:
             torch.save(torch.nn.Linear(2, 4).state_dict(), tmp_path / "own.pt")
             spec = f"{tmp_path / 'own.py'}:Net"
             source = data.replace("own:", f"{tmp_path / 'own.py'}:")
-            return run("scan", tmp_path / "own.pt", "--model", spec, "--data", source, *arguments)
+            own = [str(argument).replace("own:", f"{tmp_path / 'own.py'}:") for argument in arguments]
+            return run("scan", tmp_path / "own.pt", "--model", spec, "--data", source, *own)
 
         return call
 
@@ -287,6 +300,18 @@ class TestTheUsersOwnCode:
     def test_exit_in_the_forward_is_no_exit_code(self, scan_own, code):
         sentence = one_sentence(scan_own(self.NET.format(f"sys.exit({code})"), "--fail-over-total", 0))
         assert "SystemExit" in sentence
+
+    def test_a_rectifier_of_ones_own_is_named(self, scan_own):
+        body = (
+            "class Halves(nn.Module):\n    def forward(self, z):\n        return (z + z.abs()) / 2\n\n\n"
+            "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 4)\n"
+            "        self.act = Halves()\n"
+            "    def forward(self, x):\n        return self.act(super().forward(x))\n"
+        )
+        assert "act (Halves) looks like a rectifier" in one_sentence(scan_own(body))
+        result = scan_own(body, "--rectifier", "own:Halves", "--format", "json")
+        assert json.loads(result.out)["diagnoses"][0]["summary"]["num_units"] == 4
+        assert "nn.Module classes" in one_sentence(scan_own(body, "--rectifier", "own:sys"))
 
     def test_prints_go_to_stderr(self, scan_own):
         result = scan_own(self.NET.format("print('hello')"), "--format", "json")

@@ -313,6 +313,6 @@ def not_selected(case: Case) -> Iterator[Finding]:
         case,
         Mechanism.NOT_SELECTED,
         {"largest pre-activation": "pre_max", "mean": "pre_mean", "bias": "bias"},
-        "Train on with an auxiliary loss on the units that are never selected, or re-initialise them; as long as others "
-        "outdo them they get no gradient.",
+        "Train on with an auxiliary loss on the units that are never selected, or re-initialise them; as long as "
+        "others outdo them they get no gradient.",
     )

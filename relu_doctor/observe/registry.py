@@ -56,6 +56,7 @@ class CallRegistry:
         seen: what rehearsals showed, per ``site_id``.
         selected: sites whose output goes through a choice (a top-k, a mask) before anything reads it.
         phases: of which an order of calls is known.
+        hidden: operators of the dispatcher that rectify inside, where nothing can be measured.
         notes: what could not be seen as it should, in order.
     """
 
@@ -65,6 +66,7 @@ class CallRegistry:
         self.seen: dict[str, Seen] = {}
         self.selected: set[str] = set()
         self.phases: set[str] = set()
+        self.hidden: set[str] = set()
         self.notes: list[str] = []
         self._pointed_out: set[str] = set()
         self._sites: dict[str, ActivationSite] = {}
@@ -133,7 +135,10 @@ class CallRegistry:
         """Remark on a module that looks like a rectifier and was not recognised; once per class."""
         if kind not in self._pointed_out:
             self._pointed_out.add(kind)
-            self.note(f"{path} ({kind}) looks like a rectifier and was not measured: name it with rectifiers=[{kind}]")
+            self.note(
+                f"{path} ({kind}) looks like a rectifier and was not measured: "
+                f"name it with rectifiers=[{kind}] or --rectifier"
+            )
 
     def note(self, text: str) -> None:
         """Keep a remark for the report, once."""

@@ -457,7 +457,7 @@ def test_a_look_alike_is_pointed_out():
     both = nn.Sequential(planted(8), nn.ReLU(), planted(7), Halves(), nn.Dropout(), nn.Identity())
     notes = relu_doctor.scan(both, inputs(8)).table.coverage.notes
     assert [note for note in notes if "looks like" in note] == [
-        "3 (Halves) looks like a rectifier and was not measured: name it with rectifiers=[Halves]"
+        "3 (Halves) looks like a rectifier and was not measured: name it with rectifiers=[Halves] or --rectifier"
     ]
 
 
