@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from relu_doctor.errors import ReLUDoctorError
-from relu_doctor.terms import Mode
+from relu_doctor.terms import Evidence, Mode
 from relu_doctor.text import clean_text
 
 if TYPE_CHECKING:
     from relu_doctor.checkpoints.scanning import ScannedCheckpoint
     from relu_doctor.diagnose.gates import Gate
-    from relu_doctor.scanning import ScanRequest
+    from relu_doctor.scanner import ScanRequest
 
 PASSED, FAILED, BAD_INPUT, INCONCLUSIVE = 0, 1, 2, 3
 
@@ -139,6 +139,9 @@ def scan(
         str | None,
         typer.Option(metavar="N|auto", help="Read at most N inputs, spread evenly; auto: as many as the bound needs."),
     ] = None,
+    evidence: Annotated[
+        Evidence, typer.Option(help="What counts: inputs, or tokens, every position that is no padding.")
+    ] = Evidence.INPUT,
     config: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="A profile's name or a TOML file.")] = None,
     max_firing_rate: Annotated[
         float | None,
@@ -191,6 +194,7 @@ def scan(
         sites=[*(sites or ()), *(f"!{pattern}" for pattern in exclude or ())],
         device=device,
         max_inputs=max_inputs,
+        evidence=evidence,
         config=config,
         max_firing_rate=max_firing_rate,
         exhaustive=exhaustive,
@@ -279,6 +283,7 @@ def _request(
     sites: list[str],
     device: str | None,
     max_inputs: str | None,
+    evidence: Evidence,
     config: str | None,
     max_firing_rate: float | None,
     exhaustive: bool,
@@ -286,7 +291,8 @@ def _request(
     from relu_doctor.checkpoints.specs import resolve
     from relu_doctor.config import load_config
     from relu_doctor.observe.custom import custom_rectifiers
-    from relu_doctor.scanning import ScanRequest, usable_device
+    from relu_doctor.scanner import ScanRequest
+    from relu_doctor.scanning import usable_device
 
     thresholds = load_config(config)
     if max_firing_rate is not None:
@@ -318,6 +324,7 @@ def _request(
         mode=mode,
         sites=tuple(sites),
         max_inputs=limit,
+        evidence=evidence,
         device=place,
         rectifiers=given,
         exhaustive=exhaustive,

@@ -51,6 +51,13 @@ class Statistics(StrEnum):
     MINIMAL = "minimal"
 
 
+class Evidence(StrEnum):
+    """What counts as one unit of evidence."""
+
+    INPUT = "input"  # an image, a sequence: its positions are correlated
+    TOKEN = "token"  # every position that is no padding
+
+
 class Severity(StrEnum):
     """The verdict on a whole model, from its silent fraction."""
 

@@ -22,12 +22,12 @@ SIZES = (10, 9, 1)  # inputs per batch; the last batch of one is on purpose
 
 def channels(pre: Tensor, num_inputs: int) -> Tensor:
     """(inputs, units, positions…)."""
-    return pre.reshape(*pre.shape[:2], -1)
+    return pre[..., None].flatten(2)
 
 
 def features(pre: Tensor, num_inputs: int) -> Tensor:
     """(inputs, positions…, units)."""
-    return pre.movedim(-1, 1).reshape(pre.shape[0], pre.shape[-1], -1)
+    return pre.movedim(-1, 1)[..., None].flatten(2)
 
 
 def time_first(pre: Tensor, num_inputs: int) -> Tensor:
@@ -90,7 +90,8 @@ class Case:
         make: builds the model, in eval mode, nothing planted yet.
         batches: makes the inputs.
         sites: what is true of them, in forward order.
-        order: names of the sites in the order of the calls of one batch's forward; by default each in turn.
+        order: names of the sites in the order of the calls of one batch's forward, empty for a call that is of no site;
+            by default each in turn.
         call: hands a batch to the model, for the oracle.
         count: inputs in a batch.
         mask: bool (inputs, positions) of a batch.
@@ -127,11 +128,13 @@ class Case:
         first = 0
         for batch in batches:
             num_inputs = self.count(batch)
+            if not num_inputs:
+                continue
             calls = pre_activations(lambda batch=batch: self.call(model, clone(batch)))  # type: ignore[misc]
             names = self.order(batch) if self.order else [s.name for s in self.sites for _ in range(s.calls)]
             assert len(calls) == len(names), f"{self.name}: the oracle saw {len(calls)} calls, expected {len(names)}"
             grouped: dict[str, list[Tensor]] = {}
-            for name, pre in zip(names, calls, strict=True):
+            for name, pre in ((name, pre) for name, pre in zip(names, calls, strict=True) if name):
                 grouped.setdefault(name, []).append(
                     self[name].arrange(pre.float() if pre.dtype == torch.bfloat16 else pre, num_inputs)
                 )
@@ -167,7 +170,8 @@ class Case:
         if all(fired[unit] == wanted.get(unit, max(fired[unit], 2)) for unit in range(site.num_units)):
             return False
         with torch.no_grad():
-            parameter = model.get_parameter(site.by)[slice(*site.rows or (None,))].view(-1)
+            tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}  # frozen norms keep buffers
+            parameter = tensors[site.by][slice(*site.rows or (None,))].view(-1)
             for unit in range(site.num_units):
                 column = highest[:, unit]
                 if unit in site.dead:

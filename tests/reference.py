@@ -19,11 +19,18 @@ _ALWAYS = {
     aten.relu.default,
     aten.relu_.default,
     aten.hardswish.default,
+    aten.hardswish_.default,
     aten.leaky_relu.default,
+    aten.leaky_relu_.default,
     aten.gelu.default,
     aten.threshold.default,
+    aten.threshold_.default,
     aten.elu.default,
+    aten.elu_.default,
     aten.silu.default,
+    aten.silu_.default,
+    aten.softplus.default,
+    aten.mish.default,
 }
 _WITH_ZERO_EDGE = {
     aten.clamp.default,
@@ -43,8 +50,10 @@ class Recorder(TorchDispatchMode):
         self.pre: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _ALWAYS or (func in _WITH_ZERO_EDGE and len(args) > 1 and args[1] == 0):
-            self.pre.append(args[0].detach().clone())
+        rectifies = func in _ALWAYS or (func in _WITH_ZERO_EDGE and len(args) > 1 and args[1] == 0)
+        if rectifies and args[0].is_floating_point():
+            pre = args[0].detach()
+            self.pre.append(pre.to_dense() if pre.is_mkldnn else pre.clone())
         return func(*args, **(kwargs or {}))
 
 

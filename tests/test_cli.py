@@ -303,7 +303,8 @@ class TestTheUsersOwnCode:
 
     def test_a_rectifier_of_ones_own_is_named(self, scan_own):
         body = (
-            "class Halves(nn.Module):\n    def forward(self, z):\n        return (z + z.abs()) / 2\n\n\n"
+            "class Halves(nn.Module):\n    def forward(self, z):\n"
+            "        return z * (torch.tanh(z * 1e4) + 1) / 2\n\n\n"
             "class Net(nn.Linear):\n    def __init__(self):\n        super().__init__(2, 4)\n"
             "        self.act = Halves()\n"
             "    def forward(self, x):\n        return self.act(super().forward(x))\n"

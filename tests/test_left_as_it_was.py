@@ -308,14 +308,14 @@ def test_two_scans_in_two_threads_do_not_meet():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_a_scripted_part_is_not_observed_and_left_as_it_was():
-    """A ScriptModule takes no hooks: the rest is scanned, the part is named, its values are kept."""
+def test_a_scripted_part_is_left_as_it_was():
+    """A ScriptModule takes no hooks: it is seen at the dispatcher, and its values and modes are kept."""
     part = torch.jit.trace(nn.Sequential(nn.Linear(3, 3), nn.ReLU()).eval(), torch.randn(2, 3))
     model = nn.Sequential(part, nn.Linear(3, 4), nn.ReLU())
     before = {name: value.clone() for name, value in model.state_dict().items()}
     diagnosis = relu_doctor.scan(model, torch.randn(20, 3), mode="both")
-    assert diagnosis.sites["site"].tolist() == ["2"]
-    assert diagnosis.summary["unobserved_sites"] == ["0"]
+    assert diagnosis.sites["site"].tolist() == ["0.1", "2"]
+    assert diagnosis.summary["unobserved_sites"] == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(
         module.training is False for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)

@@ -379,10 +379,19 @@ def test_a_site_that_no_parameter_feeds_is_named_by_its_place():
 
 def test_a_site_whose_axis_cannot_be_told_is_unobserved_beside_others():
     """What cannot be seen is named, and is not dead."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.PixelShuffle(2), nn.ReLU(), nn.Conv2d(2, 4, 3), nn.ReLU())
-    diagnosis = relu_doctor.scan(model, torch.randn(6, 3, 5, 5))
-    assert diagnosis.summary["unobserved_sites"] == ["2"]
-    assert diagnosis.sites.set_index("site").loc["2", ["num_units", "dead"]].tolist() == [0, 0]
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(5, 6)
+            self.register_buffer("mixture", torch.randn(4, 5))
+
+        def forward(self, x):
+            return torch.relu(self.second(torch.relu(self.first(x) @ self.mixture)))
+
+    diagnosis = relu_doctor.scan(Mixed(), torch.randn(6, 3))
+    assert diagnosis.summary["unobserved_sites"] == ["relu()#1"]
+    assert diagnosis.sites.set_index("site").loc["relu()#1", ["num_units", "dead"]].tolist() == [0, 0]
     assert any("the axis of its units could not be told" in finding.evidence for finding in diagnosis.findings)
 
 
@@ -402,10 +411,18 @@ class Stacked(nn.Module):
 @pytest.mark.parametrize(
     "join", [lambda a, b: torch.stack([a, b], 1), lambda a, b: torch.cat([a[:, None], b[:, None]], 1)]
 )
-def test_layers_that_share_a_rectifier_side_by_side_are_not_pooled(join):
-    """A dead unit must not hide behind a live one of another layer: the site is not observed, and says why."""
+def test_layers_that_are_stacked_under_one_rectifier_keep_their_units(join):
+    """A dead unit does not hide behind a live one of another layer: each layer's units are units of their own."""
+    diagnosis = relu_doctor.scan(Stacked(join), torch.randn(900, 3))
+    assert diagnosis.sites["num_units"].tolist() == [8]
+    assert dead_units(diagnosis) == {"relu()": {1}}
+
+
+def test_layers_that_share_a_rectifier_side_by_side_are_not_pooled():
+    """Where layers feed different places that no axis tells apart, the site is not observed, and says why."""
+    model = Stacked(lambda a, b: torch.cat([a[:, None].expand(-1, 2, -1), b[:, None]], 1))
     with pytest.raises(NothingObservedError, match="several layers feed different places"):
-        relu_doctor.scan(Stacked(join), torch.randn(900, 3))
+        relu_doctor.scan(model, torch.randn(900, 3))
 
 
 def test_layers_that_are_summed_or_concatenated_are_told():

@@ -15,7 +15,7 @@ from relu_doctor.checkpoints.models import build_model
 from relu_doctor.checkpoints.scanning import ScannedCheckpoint, compare_within_runs, scan_checkpoint
 from relu_doctor.demo.stories import STORIES, Story
 from relu_doctor.demo.training import StoryRun, train_story
-from relu_doctor.scanning import ScanRequest
+from relu_doctor.scanner import ScanRequest
 
 DATA = "relu_doctor.demo.data:digits"
 Progress = Callable[[int, int | None], None]

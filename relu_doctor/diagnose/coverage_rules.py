@@ -35,17 +35,18 @@ def unproven(case: Case) -> Iterator[Finding]:
         )
         return
     least, most = int(open_units["inputs"].min()), int(open_units["inputs"].max())
+    words = coverage.units
     reached = f"{most:,}" if least == most else f"{least:,} to {most:,}"
     whole = coverage.read_to_end and least == coverage.num_inputs
-    advice = f"Scan on at least {case.judgement.needed:,} distinct inputs that reach them."
+    advice = f"Scan on at least {case.judgement.needed:,} distinct {words} that reach them."
     if coverage.read_to_end:
-        advice += " If these inputs are all there will ever be, say so: exhaustive=True or --exhaustive."
-    silent_on = f"all {reached} of {reached} inputs, a fact about this set" if whole else f"{reached} inputs"
+        advice += f" If these {words} are all there will ever be, say so: exhaustive=True or --exhaustive."
+    silent_on = f"all {reached} of {reached} {words}, a fact about this set" if whole else f"{reached} {words}"
     yield Finding(
         "RD401",
-        f"{plural(len(open_units), 'unit')} silent but not proved dead: too few inputs",
+        f"{plural(len(open_units), 'unit')} silent but not proved dead: too few {words}",
         evidence=f"silent on {silent_on}; they may still fire on up to "
-        f"{upper_percent(float(open_units['firing_rate_upper'].max()))} of inputs to come",
+        f"{upper_percent(float(open_units['firing_rate_upper'].max()))} of {words} to come",
         advice=advice,
     )
 
@@ -65,7 +66,7 @@ def not_settled(case: Case) -> Iterator[Finding]:
         yield Finding(
             "RD402",
             f"the sample had not settled: {plural(len(late), 'unit')} fired first in its last tenth",
-            evidence=f"{len(late):,} of {len(fired):,} units that fired, after input "
+            evidence=f"{len(late):,} of {len(fired):,} units that fired, after {coverage.evidence} "
             f"{int((1 - case.config.settle_fraction) * coverage.num_inputs):,}",
             advice="Scan more inputs: units that look silent now may still fire.",
         )
@@ -102,7 +103,7 @@ def repeated_inputs(case: Case) -> Iterator[Finding]:
     if repeated > 0:
         yield Finding(
             "RD404",
-            f"{plural(repeated, 'input')} repeated an earlier one and count for nothing in the bounds",
+            f"{plural(repeated, coverage.evidence)} repeated an earlier one and count for nothing in the bounds",
             evidence=f"{coverage.distinct_inputs:,} distinct of {coverage.num_inputs:,}",
             advice="Scan distinct inputs; passing over a set twice proves nothing more.",
         )
@@ -117,7 +118,7 @@ def rare(case: Case) -> Iterator[Finding]:
             limit = case.config.for_site(site.name).rare_firing_rate
             yield Finding(
                 "RD501",
-                f"{share_of(hit, rows)} fire on fewer than {percent(limit)} of inputs",
+                f"{share_of(hit, rows)} fire on fewer than {percent(limit)} of {case.table.coverage.units}",
                 site.name,
                 indices(hit),
                 evidence=f"median firing rate {percent(float(hit['firing_rate'].median()))}",

@@ -82,6 +82,7 @@ class Diagnosis:
                     "site_id": site.site_id,
                     "rectifier": site.rectifier,
                     "producer": site.producer,
+                    "readers": ", ".join(site.readers),
                     "num_units": site.num_units,
                     "dead": of["dead"],
                     "unproven": of["unproven"],
@@ -97,8 +98,8 @@ class Diagnosis:
                 }
             )
         columns = [
-            "site", "site_id", "rectifier", "producer", "num_units", "dead", "unproven", "silent", "rare", "dormant",
-            "saturated", "non_finite", "unobserved", "active", "dead_fraction", "silent_fraction",
+            "site", "site_id", "rectifier", "producer", "readers", "num_units", "dead", "unproven", "silent", "rare",
+            "dormant", "saturated", "non_finite", "unobserved", "active", "dead_fraction", "silent_fraction",
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
 

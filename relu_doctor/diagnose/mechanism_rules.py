@@ -53,8 +53,8 @@ def _silent_phrase(hit: pd.DataFrame, case: Case) -> str:
     if not len(dead):
         return "silent, not proved dead"
     if case.table.coverage.exhaustive:
-        return f"dead (silent on all {int(dead['inputs'].max()):,} inputs there are)"
-    return f"dead (fires on < {upper_percent(float(dead['firing_rate_upper'].max()))} of inputs)"
+        return f"dead (silent on all {int(dead['inputs'].max()):,} {case.table.coverage.units} there are)"
+    return f"dead (fires on < {upper_percent(float(dead['firing_rate_upper'].max()))} of {case.table.coverage.units})"
 
 
 def _mechanism_finding(

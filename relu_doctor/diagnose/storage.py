@@ -45,7 +45,7 @@ def _head(diagnosis: Diagnosis) -> dict[str, Any]:
         "config": diagnosis.config.to_dict(),
         "needed": diagnosis.needed,
         "sites": [
-            {**_plain(asdict(record)), **_plain(counts), "blamed": diagnosis.blamed.get(record.site_id)}
+            {**_plain(counts), **_plain(asdict(record)), "blamed": diagnosis.blamed.get(record.site_id)}
             for record, counts in zip(table.sites, diagnosis.sites.to_dict("records"), strict=True)
         ],
         "findings": [_plain(asdict(finding)) for finding in diagnosis.findings],
@@ -154,7 +154,13 @@ def _assemble(data: Mapping[str, Any], units: pd.DataFrame) -> Diagnosis:
 
     names = {item.name for item in fields(SiteRecord)}
     records = tuple(
-        SiteRecord(**{**{key: value for key, value in site.items() if key in names}, "feeds": tuple(site["feeds"])})
+        SiteRecord(
+            **{
+                **{key: value for key, value in site.items() if key in names},
+                "feeds": tuple(site["feeds"]),
+                "readers": tuple(site.get("readers", ())),  # older files have none
+            }
+        )
         for site in data["sites"]
     )
     rows = [record.site_id for record in records for _ in range(record.num_units)]

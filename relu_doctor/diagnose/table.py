@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from relu_doctor.observe.parameters import read_parameters
+from relu_doctor.observe.parameters import ParameterReader
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.stats import NEVER, UnitStats
 
@@ -30,6 +30,7 @@ class SiteRecord:
         low, high: the open firing interval; ``None`` for an unbounded side.
         num_units: units; 0 where they could not be told.
         feeds: ``site_id`` of the sites it reads.
+        readers: qualified names of the weights and scales that consume its units.
         norm: ``batch_norm``, ``norm`` or empty.
         decomposable: whether max z = offset + bias + reach holds with the bias of the table.
         unweighted_summand: something is added in without a weight.
@@ -46,6 +47,7 @@ class SiteRecord:
     high: float | None
     num_units: int
     feeds: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()
     norm: str = ""
     decomposable: bool = False
     unweighted_summand: bool = False
@@ -64,14 +66,16 @@ class Coverage:
     """What was read and what was not: the first line of every report.
 
     Attributes:
-        num_inputs: inputs read.
-        distinct_inputs: of those, how many were not an exact repetition; repetitions are no evidence.
+        num_inputs: units of evidence read: inputs, or tokens where these are counted.
+        distinct_inputs: of those, how many were no part of an exact repetition; repetitions are no evidence.
         available_inputs: inputs that the source holds, where it has a length.
         sampling: ``all``, ``spread`` (evenly over the source), ``head`` or ``auto``.
         read_to_end: the source was finite and was read to its end.
         passed: what was handed to the model of each batch.
         mode: eval, train or both.
         statistics: full or minimal.
+        evidence: what counts as one unit of evidence, ``input`` or ``token``.
+        sequences: inputs read, where tokens are counted; else ``None``.
         random_inputs: the inputs were drawn at random and are no evidence about real ones.
         exhaustive: the user says that the data are the whole population.
         masked: padding positions were excluded.
@@ -89,6 +93,8 @@ class Coverage:
     passed: str = ""
     mode: str = "eval"
     statistics: str = "full"
+    evidence: str = "input"
+    sequences: int | None = None
     random_inputs: bool = False
     exhaustive: bool = False
     masked: bool = False
@@ -96,6 +102,11 @@ class Coverage:
     excluded: int = 0
     notes: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def units(self) -> str:
+        """What is counted, as a report calls it: ``inputs`` or ``tokens``."""
+        return f"{self.evidence}s"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -134,8 +145,9 @@ def tabulate(
     """
     records: list[SiteRecord] = []
     frames: list[pd.DataFrame] = []
+    reader = ParameterReader(model, sites)
     for site in sites:
-        parameters = read_parameters(model, site)
+        parameters = reader.read(site)
         observed = stats.get(site.site_id)
         low, high = site.rectifier.low, site.rectifier.high
         records.append(
@@ -148,6 +160,7 @@ def tabulate(
                 high=None if np.isinf(high) else high,
                 num_units=site.num_units,
                 feeds=site.feeds,
+                readers=site.readers,
                 norm=parameters.norm,
                 decomposable=parameters.decomposable,
                 unweighted_summand=site.unweighted_summand,
@@ -176,12 +189,14 @@ def tabulate(
 
 
 def _finite(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    return np.where(np.isfinite(values), values, np.nan)
+    return np.where(np.isfinite(values), values, np.nan).astype(np.float64, copy=False)
 
 
 def _columns(stats: UnitStats, *, full: bool) -> dict[str, np.ndarray[Any, Any]]:
     stats = stats.to("cpu")
-    columns: dict[str, np.ndarray[Any, Any]] = {name: getattr(stats, name).numpy() for name in INTEGERS}
+    columns: dict[str, np.ndarray[Any, Any]] = {
+        name: getattr(stats, name).numpy().astype(np.int64) for name in INTEGERS
+    }
     columns["first_fired"] = np.where(columns["first_fired"] == NEVER, -1, columns["first_fired"])
     columns["pre_max"] = _finite(stats.pre_max.numpy())
     seen = columns["positions"] > 0

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from relu_doctor.errors import UnsupportedModelError
+from relu_doctor.observe.feeding import tensors_in
 from relu_doctor.observe.rectifiers import Fires, Rectifier
 
 Custom = Iterable[type[nn.Module] | Rectifier] | Mapping[type[nn.Module], tuple[float, float]]
-
-_LOOK = 10.0  # pre-activations are tried from minus this to this
 
 
 def custom_rectifiers(given: Custom) -> dict[type[nn.Module], Rectifier | None]:
@@ -66,14 +65,21 @@ def interval_text(rectifier: Rectifier) -> str:
     return f"fires where {low}z < {rectifier.high:g}"
 
 
-def fires_by(module: nn.Module, fires: Fires, pre: Tensor, post: Tensor) -> Tensor:
-    """Ask the user's function where a module fired.
+def output_like(pre: Tensor, output: object) -> Tensor | None:
+    """The tensor of an output that is of a pre-activation's shape, or else its first; ``None`` where there is none."""
+    tensors = list(tensors_in(output))
+    return next((tensor for tensor in tensors if tensor.shape == pre.shape), tensors[0] if tensors else None)
+
+
+def fires_by(name: str, fires: Fires, pre: Tensor, post: Tensor, module: nn.Module | None = None) -> Tensor:
+    """Ask the user's function where something fired.
 
     Args:
-        module: that was called.
+        name: what it is, for the message of an error.
         fires: the user's function of (pre, post, module), or of fewer.
-        pre: what the module was given.
-        post: what it returned.
+        pre: the pre-activation.
+        post: the output.
+        module: that was called, if it was one.
 
     Returns:
         A boolean tensor of the shape of ``pre`` or of ``post``.
@@ -81,22 +87,34 @@ def fires_by(module: nn.Module, fires: Fires, pre: Tensor, post: Tensor) -> Tens
     Raises:
         UnsupportedModelError: it raised, or returned something else.
     """
-    name = type(module).__name__
-    given = (pre, post, module)
+    given = (pre, post) if module is None else (pre, post, module)
+    words = "the pre-activation and the output" if module is None else "the pre-activation, the output and the module"
     try:
         mask: object = fires(*given[: _positional(fires)])
     except Exception as error:
         raise UnsupportedModelError(
-            f"fires= of {name} raised {type(error).__name__}: {error}; it is called with the pre-activation, the "
-            "output and the module, as many of them as it takes."
+            f"fires= of {name} raised {type(error).__name__}: {error}; it is called with {words}, as many of them as "
+            "it takes."
         ) from error
-    if not isinstance(mask, Tensor) or mask.shape not in {pre.shape, post.shape}:
+    if isinstance(mask, Tensor) and mask.shape in {pre.shape, post.shape}:
+        like = pre if mask.shape == pre.shape else post
+    elif isinstance(mask, Tensor) and pre.shape == post.shape and _spreads(mask.shape, pre.shape):
+        like = pre
+    else:
         found = f"shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
         raise UnsupportedModelError(
             f"fires= of {name} must return a boolean tensor of the shape of its input {tuple(pre.shape)} or of its "
             f"output {tuple(post.shape)}, found {found}."
         )
-    return mask.detach() != 0
+    return (mask.detach() != 0) & torch.ones_like(like, dtype=torch.bool)
+
+
+def _spreads(shape: torch.Size, wider: torch.Size) -> bool:
+    """Whether a tensor of one shape is broadcast to another."""
+    try:
+        return bool(torch.broadcast_shapes(shape, wider) == wider)
+    except RuntimeError:
+        return False
 
 
 def _positional(function: Fires) -> int:
@@ -129,56 +147,6 @@ def looks_like_a_rectifier(module: nn.Module, pre: Tensor, post: object) -> bool
     if not isinstance(post, Tensor) or post is pre or post.shape != pre.shape or not pre.is_floating_point():
         return False
     silent = post == 0
-    if pre.numel() < 8 or not bool(silent.any()) or bool(silent.all()):
-        return False
+    if pre.numel() < 8 or not bool((silent & (pre != 0)).any()) or bool(silent.all()):
+        return False  # zeros that were there before are not its doing
     return bool(pre[silent].max() <= pre[~silent].min())
-
-
-def probe_interval(module: nn.Module) -> tuple[float, float]:
-    """The interval on which a module's slope is not zero, read with autograd on a grid from -10 to 10 and bisected.
-
-    Raises:
-        UnsupportedModelError: the module is not elementwise, or its firing region is no single interval.
-    """
-    name = type(module).__name__
-    grid = torch.linspace(-_LOOK, _LOOK, 2001, dtype=torch.float64)
-    fires = _slope(module, grid)
-    inside = fires.nonzero().flatten()
-    if not len(inside):
-        raise UnsupportedModelError(f"{name} has slope zero on all of [-10, 10]: it is no rectifier.")
-    first, last = int(inside[0]), int(inside[-1])
-    if last - first + 1 - len(inside) > 2:  # the slope may vanish at a point inside, as that of z² at 0
-        raise UnsupportedModelError(
-            f"{name} fires on more than one interval; tell where with rectifiers=[Rectifier({name}, fires=…)], or name "
-            f"one with rectifiers={{{name}: (low, high)}}."
-        )
-    low = -math.inf if first == 0 else _edge(module, float(grid[first - 1]), float(grid[first]))
-    high = math.inf if last == len(grid) - 1 else _edge(module, float(grid[last + 1]), float(grid[last]))
-    return low, high
-
-
-def _slope(module: nn.Module, points: Tensor) -> Tensor:
-    """Where a module's slope is not zero."""
-    name = type(module).__name__
-    like = next((tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()), None)
-    try:
-        with torch.enable_grad():
-            leaf = (points if like is None else points.to(like)).clone().requires_grad_()
-            (slope,) = torch.autograd.grad(module(leaf * 1).sum(), leaf)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"the slope of {name} could not be probed ({type(error).__name__}: {error}). Name its firing interval: "
-            f"rectifiers={{{name}: (low, high)}}."
-        ) from error
-    return (slope != 0).cpu()
-
-
-def _edge(module: nn.Module, outside: float, inside: float) -> float:
-    """The edge of the firing region between a silent and a firing point, to 1e-9."""
-    while abs(inside - outside) > 1e-9:
-        middle = (inside + outside) / 2
-        if bool(_slope(module, torch.tensor([middle], dtype=torch.float64))):
-            inside = middle
-        else:
-            outside = middle
-    return round(outside, 6) + 0.0

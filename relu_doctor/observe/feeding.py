@@ -38,7 +38,10 @@ class ArrayBatches(Sequence[Tensor]):
         """The same source, read only at ``num_inputs`` rows spread evenly over it (validation sets come sorted)."""
         if num_inputs >= self.num_inputs:
             return self
-        picked = torch.linspace(0, self.num_inputs - 1, num_inputs, dtype=torch.float64).round().long()
+        return self.picking(torch.linspace(0, self.num_inputs - 1, num_inputs, dtype=torch.float64).round().long())
+
+    def picking(self, picked: Tensor) -> ArrayBatches:
+        """The same source, read only at some rows: int64 (rows,)."""
         return ArrayBatches(
             self.rows, self.batch_size, indices=picked if self.indices is None else self.indices[picked]
         )
@@ -64,14 +67,12 @@ class Arguments:
 
     Attributes:
         args, kwargs: of the forward.
-        num_inputs: inputs in the batch, ``None`` where no tensor shows it.
         passed: in words, for the coverage line.
-        mask: bool (inputs, positions) of an ``attention_mask``, else ``None``.
+        mask: bool (inputs, positions) of an ``attention_mask`` or a padding mask, else ``None``.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    num_inputs: int | None
     passed: str
     mask: Tensor | None
 
@@ -86,6 +87,11 @@ class Feeder:
     def __init__(self, model: nn.Module) -> None:
         self.required = 1
         self.accepted: frozenset[str] | None = None  # None: any keyword
+        if isinstance(model, torch.jit.ScriptModule):
+            arguments = model._c._get_method("forward").schema.arguments[1:]
+            self.required = max(sum(not argument.has_default_value() for argument in arguments), 1)
+            self.accepted = frozenset(argument.name for argument in arguments)
+            return
         try:
             parameters = list(inspect.signature(model.forward).parameters.values())
         except (TypeError, ValueError):
@@ -106,7 +112,7 @@ class Feeder:
         if isinstance(batch, np.ndarray):
             batch = torch.from_numpy(batch)
         if isinstance(batch, Tensor):
-            return Arguments((batch,), {}, _rows(batch), f"1 tensor {describe(batch)}", None)
+            return Arguments((batch,), {}, f"1 tensor {describe(batch)}", None)
         if isinstance(batch, Mapping):
             return self._mapping(batch)
         if isinstance(batch, tuple | list):
@@ -119,7 +125,7 @@ class Feeder:
             shown = ", ".join(describe(item) for item in args)
             first = "the first" if len(args) == 1 else f"the first {len(args)}"
             what = f"{first} of {len(batch)} elements: " if len(args) < len(batch) else ""
-            return Arguments(args, {}, num_inputs_of(args), what + shown, None)
+            return Arguments(args, {}, what + shown, None)
         raise DataError(
             f"expected batches of tensors, tuples, lists or mappings, found {type(batch).__name__}; "
             "give forward=lambda model, batch: … to pass it yourself."
@@ -134,10 +140,18 @@ class Feeder:
                 f"{', '.join(map(str, batch)) or 'an empty one'}; rename the keys, or give "
                 "forward=lambda model, batch: …."
             )
-        mask = kwargs.get("attention_mask")
-        mask = mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and _is_binary(mask) else None
+        mask = _mask_in(kwargs)
         shown = ", ".join(f"{key} {describe(value)}" for key, value in kwargs.items())
-        return Arguments((), kwargs, num_inputs_of(kwargs), shown, mask)
+        return Arguments((), kwargs, shown, mask)
+
+
+def _mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The positions that are no padding, by the names under which Hugging Face and torch know them."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and _is_binary(mask):
+        return mask.bool()
+    padding = kwargs.get("src_key_padding_mask", kwargs.get("key_padding_mask"))
+    return ~padding if isinstance(padding, Tensor) and padding.dim() == 2 and padding.dtype == torch.bool else None
 
 
 def _is_binary(mask: Tensor) -> bool:
@@ -151,6 +165,19 @@ def describe(value: object) -> str:
         return type(value).__name__
     shape = "x".join(str(size) for size in value.shape[1:])
     return f"{str(value.dtype).removeprefix('torch.')}[{'N' + ('x' + shape if shape else '') if value.dim() else ''}]"
+
+
+def refuse_nested(value: object) -> None:
+    """Refuse nested tensors, whose sequences differ in length.
+
+    Raises:
+        DataError: there is one.
+    """
+    if any(tensor.is_nested for tensor in tensors_in(value)):
+        raise DataError(
+            "expected tensors of one shape for all inputs, found a nested tensor; pad it with "
+            "torch.nested.to_padded_tensor(x, 0), and give mask= or the model's own padding mask."
+        )
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:
@@ -168,21 +195,13 @@ def tensors_in(value: object) -> Iterator[Tensor]:
             yield from tensors_in(getattr(value, item.name))
 
 
-def num_inputs_of(value: object) -> int | None:
-    """Size of the first axis of the first tensor that has axes, or of an array."""
-    if isinstance(value, np.ndarray):
-        return len(value) if value.ndim else None
-    return next((len(tensor) for tensor in tensors_in(value) if tensor.dim()), None)
-
-
-def _rows(tensor: Tensor) -> int | None:
-    return len(tensor) if tensor.dim() else None
-
-
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same nest with every tensor changed; objects with a ``to`` method of their own are left to :func:`moved`."""
-    if isinstance(value, Tensor):
+    if type(value) is Tensor:
         return change(value)
+    if isinstance(value, Tensor):  # of a class of the user's own, which decides what becomes of it
+        with torch._C._EnableTorchFunction():
+            return change(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(map_tensors(item, change) for item in value))
     if isinstance(value, tuple | list):
@@ -208,11 +227,3 @@ def moved(batch: Any, device: torch.device | None) -> Any:
     ):
         return batch.to(device)
     return map_tensors(batch, move)
-
-
-def head_of(batch: Any, num_inputs: int) -> Any:
-    """The first inputs of a batch: every tensor with the batch's first axis is cut."""
-    if isinstance(batch, np.ndarray):
-        return batch[:num_inputs]
-    rows = num_inputs_of(batch)
-    return map_tensors(batch, lambda tensor: tensor[:num_inputs] if tensor.dim() and len(tensor) == rows else tensor)

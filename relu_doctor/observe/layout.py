@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from relu_doctor.observe.owners import Rows
 from relu_doctor.observe.rehearsal import differs
 from relu_doctor.observe.sites import ActivationSite
 
@@ -21,6 +22,7 @@ class Layout:
         split: rows of the first axis that belong to one input (tokens flattened to (inputs x tokens, features)).
         by_rows: the batch size does not show which axis counts inputs; it is the rows that are counted.
         interleaved: flattened rows stand position by position, not input by input.
+        owners: int64 (rows,): the input of each row of a selection, where that was seen.
     """
 
     order: tuple[int, ...]
@@ -28,6 +30,7 @@ class Layout:
     split: int
     by_rows: bool
     interleaved: bool = False
+    owners: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,15 @@ class Seen:
         batch: the axis on which one input changed one index; ``None`` where it did not show.
         interleaved: one input changed every n-th flattened row.
         padded: the mask's positions are this site's; ``None`` while no padding was rehearsed.
+        tried: there were several inputs to tell apart.
+        apart: one input changed its own share of some axis only.
     """
 
     batch: int | None = None
     interleaved: bool = False
     padded: bool | None = None
+    tried: bool = True
+    apart: bool = False
 
 
 def read_layout(
@@ -75,17 +82,18 @@ def read_layout(
         return Layout(tuple(site.unit_axes), 1, 0, by_rows=False)
     matching = [axis for axis in others if shape[axis] == num_inputs]
     batch, split, by_rows = others[0], 0, False
-    grown = _grown_axis(shape, others, num_inputs, sample)
+    by_size = others[0] == 0 or seen is None or seen.apart or not seen.tried  # else it may be slots that are no inputs
+    grown = _grown_axis(shape, others, num_inputs, sample) if by_size else None
     if seen is not None and seen.batch in matching:
         batch = seen.batch
     elif grown is not None and num_inputs:
         batch, split = grown, shape[grown] // num_inputs
         split = split if split > 1 else 0
-    elif matching:
+    elif matching and by_size:
         batch = matching[0]
     elif num_inputs and others[0] == 0 and shape[0] % num_inputs == 0:
         split = shape[0] // num_inputs
-    elif others[0] != 0:  # units first and no batch to be seen: one input
+    elif others[0] != 0:  # units first and no batch to be seen, or slots that are no inputs: one input
         return Layout((*site.unit_axes, *others), 1, 0, by_rows=False)
     else:
         by_rows = num_inputs is not None
@@ -105,6 +113,21 @@ def _grown_axis(shape: torch.Size, others: list[int], num_inputs: int | None, sa
     if len(changed) != 1 or shape[changed[0]] * sample.num_inputs != sample.shape[changed[0]] * num_inputs:
         return None
     return changed[0] if shape[changed[0]] % num_inputs == 0 else None
+
+
+def layout_of_rows(shape: torch.Size, site: ActivationSite, rows: Rows, *, told: bool) -> Layout | None:
+    """How the axes of a selection of rows are read; ``None`` where its first axis counts no rows.
+
+    Args:
+        shape: of the pre-activation.
+        site: tells the unit axes.
+        rows: the places of its rows.
+        told: whether a rehearsal has shown that the places are right.
+    """
+    if 0 in site.unit_axes or not shape or shape[0] != len(rows.places):
+        return None
+    rest = [axis for axis in range(1, len(shape)) if axis not in site.unit_axes]
+    return Layout((0, *site.unit_axes, *rest), shape[0], 0, by_rows=not told, owners=rows.owners if told else None)
 
 
 def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
@@ -133,7 +156,7 @@ def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
 
 def changed_rows(before: Tensor, after: Tensor, axis: int) -> list[int]:
     """The indices of one axis at which two pre-activations differ."""
-    return [int(row) for row in differs(before, after).movedim(axis, 0).flatten(1).any(1).nonzero()]
+    return [int(row) for row in differs(before, after).movedim(axis, 0)[..., None].flatten(1).any(1).nonzero()]
 
 
 def changed_positions(before: Tensor, after: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
@@ -142,10 +165,3 @@ def changed_positions(before: Tensor, after: Tensor, layout: Layout, site: Activ
     for axis in site.unit_axes:
         changed = changed.any(axis, keepdim=True)
     return arrange(changed, layout, replace(site, grouping=None))[:, 0]
-
-
-def valid_positions(mask: Tensor | None, arranged: Tensor) -> Tensor | None:
-    """The mask of a batch for one call, where its positions are the mask's; ``None`` where they are not."""
-    if mask is None or mask.shape != (arranged.shape[0], arranged.shape[2]):
-        return None
-    return mask.to(device=arranged.device, dtype=torch.bool)

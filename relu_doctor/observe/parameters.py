@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from relu_doctor.observe.sites import ActivationSite, Term, strip_wrappers
+from relu_doctor.observe.parts import Part
+from relu_doctor.observe.scripted import frozen_weights, module_at
+from relu_doctor.observe.sharding import in_all_processes, whole
+from relu_doctor.observe.sites import ActivationSite, strip_wrappers
+from relu_doctor.observe.units import Term
+from relu_doctor.observe.wrappers import fetched
 
 _COMPUTED = {"weight_orig": "weight", "bias_orig": "bias", "weight_g": "weight", "weight_v": "weight"}
 
@@ -33,25 +38,88 @@ class UnitParameters:
     decomposable: bool
 
 
-@torch.no_grad()
-def read_parameters(model: nn.Module, site: ActivationSite) -> UnitParameters:
-    """Read a site's parameters as the forward uses them (after pruning masks and parametrizations)."""
-    lookup = {strip_wrappers(name): name for name, _ in model.named_parameters(remove_duplicate=False)}
+class ParameterReader:
+    """Reads parameters as the forward uses them: after pruning masks and parametrizations, gathered and fetched.
+
+    Each tensor is read once, in an order that all processes share where parameters are spread over several, and only
+    what it says about units is kept.
+
+    Args:
+        model: whose parameters.
+        sites: whose units.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, sites: Iterable[ActivationSite]) -> None:
+        self._model = model
+        self._lookup = {strip_wrappers(name): name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._frozen = frozen_weights(model)
+        self._scales: dict[int, Tensor | None] = {}  # per term: the squared norm of its weight's rows, or its scale
+        self._added: dict[int, Tensor | None] = {}
+        wanted: dict[tuple[str, ...], list[Term]] = {}
+        for term in (term for site in sites for term in site.terms):
+            for names in {term.weight, term.additive} - {()}:
+                wanted.setdefault(names, []).append(term)
+        for names in in_all_processes(model, sorted(wanted)):
+            value = self._effective(names)
+            for term in wanted.get(names, ()):
+                if names == term.weight and not (term.computed and self._in_the_forward(names)):
+                    rows = _row_squares(value, term) if term.kind == "weight" else _rows(value, term, term.weight_part)
+                    self._scales[id(term)] = rows
+                if names == term.additive:
+                    self._added[id(term)] = _rows(value, term, term.additive_part)
+
+    def _in_the_forward(self, names: tuple[str, ...]) -> bool:
+        """Whether it is the model's own code that computes a weight, and no mask or parametrization."""
+        full_names = [self._lookup.get(name, name) for name in names]
+        leaves = [(f".{name}.", name.rpartition(".")[2]) for name in full_names]
+        return not any(leaf in _COMPUTED or ".parametrizations." in path for path, leaf in leaves)
+
+    def read(self, site: ActivationSite) -> UnitParameters:
+        """What the parameters say about the units of one of the sites."""
+        return _summary(site, self._scales, self._added)
+
+    def _effective(self, names: tuple[str, ...]) -> Tensor | None:
+        """The tensor that the forward uses: the parameter, or what a mask or parametrization makes of several."""
+        for name in names:
+            if name in self._frozen:
+                return self._frozen[name].detach()
+            full_name = self._lookup.get(name, name)
+            path, _, leaf = full_name.rpartition(".")
+            computed = leaf in _COMPUTED or ".parametrizations." in f".{path}."
+            if len(names) > 1 and not computed:
+                continue  # the model's own code computes a weight of them
+            if ".parametrizations." in f".{path}.":
+                path, _, leaf = f".{path}".partition(".parametrizations.")
+                path, leaf = path.removeprefix("."), leaf.partition(".")[0]
+            with fetched(self._model, full_name, gathered=computed):
+                try:
+                    value = getattr(module_at(self._model, path), _COMPUTED.get(leaf, leaf))
+                except (AttributeError, KeyError):
+                    continue
+                if isinstance(value, Tensor):
+                    return whole(value.detach())
+        return None
+
+
+def _summary(
+    site: ActivationSite, scales: Mapping[int, Tensor | None], additions: Mapping[int, Tensor | None]
+) -> UnitParameters:
     nothing = torch.full((site.num_units,), torch.nan, dtype=torch.float64)
     bias, squares, gamma, beta = nothing.clone(), nothing.clone(), nothing.clone(), nothing.clone()
     norms: set[str] = set()
     accounted = True
     for term in site.terms:
-        added = _rows(_effective(model, lookup, term.additive), term, axis=0)
+        added, scale = additions.get(id(term)), scales.get(id(term))
         if added is not None and term.direct and term.unit_slope:
             bias = _plus(bias, added)
         accounted &= not (term.direct and term.additive) or (added is not None and term.unit_slope)
         if term.kind == "weight":
-            squares = _plus(squares, _row_squares(_effective(model, lookup, term.weight), term))
+            accounted &= term.unit_slope or not term.direct  # a gate or a norm of the model's own scales it
+            squares = _plus(squares, scale)
             continue
         if term.kind == "other":
             continue
-        scale = _rows(_effective(model, lookup, term.weight), term, axis=0)
         if scale is not None and term.direct:
             gamma = _plus(gamma, scale**2)
         if term.kind in {"batch_norm", "norm"} and term.direct:
@@ -85,7 +153,7 @@ def weight_norms(site: ActivationSite, tensors: Mapping[str, Tensor]) -> Tensor:
             given = next((tensors[name] for name in term.weight if name in tensors), None)
             squares = _plus(squares, _row_squares(given, term))
         added = next((tensors[name] for name in term.additive if name in tensors), None)
-        rows = _rows(added, term, axis=0)
+        rows = _rows(added, term, term.additive_part)
         if rows is not None:
             squares = _plus(squares, rows**2)
     return squares.sqrt()
@@ -99,36 +167,28 @@ def _plus(total: Tensor, values: Tensor | None) -> Tensor:
     return torch.where(torch.isnan(total) & torch.isnan(values), torch.nan, both)
 
 
-def _effective(model: nn.Module, lookup: dict[str, str], names: tuple[str, ...]) -> Tensor | None:
-    """The tensor that the forward uses: the parameter, or what a mask or parametrization makes of it."""
-    for name in names:
-        path, _, leaf = lookup.get(name, name).rpartition(".")
-        if ".parametrizations." in f".{path}.":
-            path, _, leaf = f".{path}".rpartition(".parametrizations.")
-            path = path.removeprefix(".")
-        try:
-            value = getattr(model.get_submodule(path), _COMPUTED.get(leaf, leaf))
-        except AttributeError:
-            continue
-        if isinstance(value, Tensor):
-            return value.detach()
-    return None
-
-
-def _rows(values: Tensor | None, term: Term, *, axis: int) -> Tensor | None:
+def _rows(values: Tensor | None, term: Term, part: Part | None) -> Tensor | None:
+    """The value of each unit's row of a vector of parameters, or of the part of it that is used."""
     if values is None:
         return None
-    flat = values.double().cpu().movedim(axis, 0).squeeze() if values.dim() > 1 else values.double().cpu()
-    if flat.dim() == 0:
-        flat = flat[None]
-    if flat.dim() != 1 or int(term.rows.max()) >= len(flat):
+    if part is not None:
+        return _picked(part.values(values), term)
+    flat = values.double().cpu()
+    flat = flat.squeeze() if flat.dim() > 1 else flat
+    return _picked(flat[None] if flat.dim() == 0 else flat, term)
+
+
+def _picked(per_row: Tensor, term: Term) -> Tensor | None:
+    if per_row.dim() != 1 or int(term.rows.max()) >= len(per_row):
         return None
-    return torch.where(term.rows >= 0, flat[term.rows.clamp_min(0)], torch.nan)
+    return torch.where(term.rows >= 0, per_row[term.rows.clamp_min(0)], torch.nan)
 
 
 def _row_squares(weight: Tensor | None, term: Term) -> Tensor | None:
     if weight is None or weight.dim() < 2:
         return None
+    if term.weight_part is not None:
+        return _picked(term.weight_part.squares(weight), term)
     squared = weight.double().cpu() ** 2
     if term.transposed_groups:
         groups = term.transposed_groups
@@ -138,4 +198,4 @@ def _row_squares(weight: Tensor | None, term: Term) -> Tensor | None:
         sums = squared.movedim(term.weight_axis, 0).flatten(1).sum(1)
     else:
         return None
-    return _rows(sums, term, axis=0)
+    return _picked(sums, term)

@@ -10,27 +10,36 @@ discarded and run again as a discovery, so that branches and loops of varying le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from relu_doctor.observe.custom import custom_rectifiers, fires_by, interval_text, probe_interval
-from relu_doctor.observe.discovery import Depth, DiscoveringMode, GradientInForwardError
-from relu_doctor.observe.graph import graph_without_tensors
+from relu_doctor.errors import ReLUDoctorError
+from relu_doctor.observe.counting import Counting
+from relu_doctor.observe.discovery import DiscoveringMode, GradientInForwardError
+from relu_doctor.observe.dispatch import OperatorMode
+from relu_doctor.observe.following import Depth
 from relu_doctor.observe.guard import gradients_required
-from relu_doctor.observe.layout import Layout, Seen, changed_positions, changed_rows
-from relu_doctor.observe.modes import ForwardMode, RecognisingMode, TracingMode, UnknownCallError, Watch
-from relu_doctor.observe.rectifiers import Rectifier, rectifies
+from relu_doctor.observe.modes import ForwardMode, UnknownCallError, Watch
+from relu_doctor.observe.own_modules import OwnModules
+from relu_doctor.observe.patience import recognising_mode
+from relu_doctor.observe.places import ScriptedCode
+from relu_doctor.observe.rectifiers import quantised_modules, rectifies
 from relu_doctor.observe.registry import CallRegistry, Reading
-from relu_doctor.observe.rehearsal import Inputs, Rehearsal, last_position
+from relu_doctor.observe.rehearsal import Inputs, Rehearsal
+from relu_doctor.observe.rehearsing import Rehearser
+from relu_doctor.observe.scripted import compile_scripts, constants_require_gradients, holds_scripts, unoptimized
+from relu_doctor.observe.sharding import groups_of
 from relu_doctor.observe.sites import ActivationSite, strip_wrappers
+from relu_doctor.observe.state import ModelState
 from relu_doctor.observe.stats import UnitStats
+from relu_doctor.observe.writes import Writes
 from relu_doctor.terms import Statistics
 
 _DEPTHS = (
@@ -47,12 +56,14 @@ class Probe:
     Args:
         model: the model to watch.
         statistics: how much to measure.
+        tokens: every position that is no padding is evidence by itself.
         rectifiers: the user's own rectifier classes, or a mapping of them to (low, high).
         unit_axis: gives the unit axis of a site by its base name, where the user named one.
 
     Attributes:
         stats: committed statistics, per phase and ``site_id``.
         known: the sites found and what is known of them.
+        rehearser: tries out on a few inputs which values are whose.
     """
 
     def __init__(
@@ -60,31 +71,48 @@ class Probe:
         model: nn.Module,
         *,
         statistics: Statistics = Statistics.FULL,
+        tokens: bool = False,
         rectifiers: Any = (),
         unit_axis: Callable[[str], int | None] | None = None,
     ) -> None:
         self.model = model
         self.known = CallRegistry(model, unit_axis)
-        self.watch = Watch(model, self.known, statistics)
+        self.watch = Watch(
+            model,
+            self.known,
+            statistics,
+            ScriptedCode(model),
+            holds_scripts(model),
+            bool(groups_of(model)),
+            Writes(model),
+            tokens=tokens,
+        )
+        for name, weight in self.watch.code.weights.items():
+            self.known.names.add(name, weight)
+        probe = weakref.proxy(self)  # held by nothing that it holds, so that its model is free when it is closed
+        self.rehearser = Rehearser(
+            self.watch,
+            lambda *args: probe._undone(probe._discover)(*args),
+            lambda *args: probe._undone(probe._watch)(*args),
+        )
+        self._state = ModelState(model)
         self.stats: dict[str, dict[str, UnitStats]] = {}
-        self._custom = custom_rectifiers(rectifiers)
-        self._custom_modules: dict[int, Rectifier] = {}
+        self._own = OwnModules(rectifiers, self.watch, lambda: probe._active)
         self._handles: list[RemovableHandle] = []
         self._active: ForwardMode | None = None
         self._called: set[int] = set()
 
     def __enter__(self) -> Self:
-        for module in self.model.modules():
-            if type(module) in self._custom:
-                self._custom_modules[id(module)] = self._custom[type(module)] or self._probed(module)
-                self._handles.append(module.register_forward_pre_hook(self._enter_custom, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave_custom, with_kwargs=True))
+        compile_scripts(self.model)
+        quantised = quantised_modules(self.model)
+        if quantised:
+            more = f" and {len(quantised) - 4} more" if len(quantised) > 4 else ""
+            named = f"{', '.join(quantised[:4])}{more}"
+            self.known.note(f"quantised modules are not supported and were not observed: {named}")
+        for module in self._own.find():
+            self._handles.append(module.register_forward_pre_hook(self._own.enter, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._own.leave, with_kwargs=True, always_call=True))
         return self
-
-    def _probed(self, module: nn.Module) -> Rectifier:
-        rectifier = Rectifier(type(module), *probe_interval(module))
-        self.known.note(f"{rectifier.name}: its slope was probed on [-10, 10]: {interval_text(rectifier)}")
-        return rectifier
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -92,9 +120,10 @@ class Probe:
         self.close()
 
     def close(self) -> None:
-        """Remove every hook. Safe to call twice."""
+        """Remove every hook, and undo what the forwards wrote to parameters. Safe to call twice."""
         while self._handles:
             self._handles.pop().remove()
+        self.watch.writes.undo()
 
     def sites(self) -> list[ActivationSite]:
         """The sites found so far, in forward order, under their final names."""
@@ -103,20 +132,14 @@ class Probe:
     def unused_modules(self) -> list[tuple[str, nn.Module]]:
         """Modules that rectify but that no observed forward showed, with their paths.
 
-        Rectifier modules that were never called, and those whose inside cannot be seen: ``nn.RNN`` with ReLU, scripted
-        modules.
+        Rectifier modules that were never called, in Python or in scripted code.
         """
-        found: list[tuple[str, nn.Module]] = []
-        scripted: list[str] = []
-        for name, module in self.model.named_modules():
-            if any(name.startswith(f"{outer}.") for outer in scripted):
-                continue
-            if isinstance(module, torch.jit.ScriptModule):
-                scripted.append(name)
-            elif id(module) in self._called or not rectifies(module):
-                continue
-            found.append((strip_wrappers(f"{name}.")[:-1], module))
-        return found
+        uncalled = [
+            (strip_wrappers(f"{name}.")[:-1], module)
+            for name, module in self.model.named_modules()
+            if rectifies(module) and id(module) not in self._called
+        ]
+        return uncalled + self.watch.code.unreached()
 
     def observe(
         self,
@@ -140,97 +163,104 @@ class Probe:
         Raises:
             Exception: whatever the model's forward raises.
         """
-        rehearsal = prepare() if prepare is not None and self._is_curious(reading, phase) else None
+        rehearsal = prepare() if prepare is not None and self.rehearser.is_curious(reading, phase) else None
         if rehearsal is not None and perform is not None:
-            self._rehearse(rehearsal, perform, phase)
+            self.rehearser.rehearse(rehearsal, perform, phase)
         if self._recognise(run, reading, phase):
             return
         rehearsal = rehearsal or (prepare() if prepare is not None else None)
         if rehearsal is not None and perform is not None:
-            self._rehearse(rehearsal, perform, phase, again=True)
+            self.rehearser.rehearse(rehearsal, perform, phase, again=True)
             if self._recognise(run, reading, phase):
                 return
         self._commit(self._discover(run, reading, phase))
 
-    def _is_curious(self, reading: Reading, phase: str) -> bool:
-        """Whether a rehearsal could tell something that is not known yet."""
-        padded = reading.mask is not None and any(seen.padded is None for seen in self.known.seen.values())
-        return phase not in self.known.phases or bool(self.known.unseen) or padded
+    def find_counting(
+        self,
+        prepare: Callable[[Counting], Rehearsal | None],
+        perform: Callable[[Inputs], object],
+        run: Callable[[], object],
+        *,
+        phase: str = "eval",
+    ) -> Counting:
+        """Try out how the inputs of a batch are counted; nothing of it is measured.
 
-    def _rehearse(
-        self, rehearsal: Rehearsal, perform: Callable[[Inputs], object], phase: str, *, again: bool = False
-    ) -> None:
-        """Discover on a few inputs what is not known yet, and see which values are whose."""
-        reading = Reading(rehearsal.num_inputs, None, 0)
-        if again or phase not in self.known.phases:
-            with suppress(Exception):  # the model may refuse a part of a batch in any way
-                self._discover(lambda: perform(rehearsal.plain), reading, phase)
-        unknown = self.known.unseen
-        padding = rehearsal.padded is not None and any(seen.padded is None for seen in self.known.seen.values())
-        if phase not in self.known.phases or not (unknown or padding):
-            return
-        before = self._trace(perform, rehearsal.plain, reading, phase)
-        after = self._trace(perform, rehearsal.altered, reading, phase)
-        for (site, pre, layout), (other, changed, _) in zip(before, after, strict=False):
-            if site.site_id not in self.known.seen and site.site_id == other.site_id and pre.shape == changed.shape:
-                self.known.seen[site.site_id] = _whose(pre, changed, layout, site, rehearsal.num_inputs)
-        for site_id in unknown:
-            self.known.seen.setdefault(site_id, Seen())
-        if rehearsal.padded is not None and rehearsal.pointed is not None and rehearsal.mask is not None:
-            before = self._trace(perform, rehearsal.plain, reading, phase)  # now by what was seen
-            padded = self._trace(perform, rehearsal.padded, reading, phase)
-            pointed = self._trace(perform, rehearsal.pointed, reading, phase)
-            found: dict[str, bool] = {}
-            for (site, pre, layout), (one, by_padding, _), (two, by_point, _) in zip(
-                before, padded, pointed, strict=False
-            ):
-                same = site.site_id == one.site_id == two.site_id and pre.shape == by_padding.shape == by_point.shape
-                fits = same and _is_masked(
-                    changed_positions(pre, by_padding, layout, site),
-                    changed_positions(pre, by_point, layout, site),
-                    rehearsal.mask,
-                )
-                found[site.site_id] = found.get(site.site_id, True) and fits
-            for site_id, seen in self.known.seen.items():
-                if seen.padded is None:
-                    self.known.seen[site_id] = replace(seen, padded=found.get(site_id, False))
-
-    def _trace(
-        self, perform: Callable[[Inputs], object], inputs: Inputs, reading: Reading, phase: str
-    ) -> list[tuple[ActivationSite, Tensor, Layout]]:
-        """The pre-activations of a forward, call by call; those before an unknown call where there is one."""
-        mode = TracingMode(self.watch, reading, phase)
-        state = torch.get_rng_state()
-        torch.manual_seed(0)  # the same noise in every rehearsal
-        with torch.no_grad(), suppress(Exception):
-            self._watch(lambda: perform(inputs), mode)
-        torch.set_rng_state(state)
-        return mode.trace
+        Args:
+            prepare: picks a few of its inputs, counted in one way or another.
+            perform: performs the forward on the inputs of a rehearsal.
+            run: performs the forward on the whole batch.
+            phase: under which name its calls are known.
+        """
+        rehearsal = prepare(Counting(0))
+        apart = None if rehearsal is None else self.rehearser.rehearse(rehearsal, perform, phase)
+        if phase not in self.known.phases:
+            with suppress(Exception):  # told when the batch is observed
+                self._undone(self._discover)(run, Reading(None, None, 0, rehearsed=True), phase)
+        single = self.known.ranks.single and not self.known.one_by_one
+        if not single and (apart or (rehearsal is not None and rehearsal.num_inputs < 2)):
+            return Counting(0)
+        recall = self.known.forget_calls()
+        if single:
+            return Counting(None)
+        other = prepare(Counting(1))
+        if other is not None and self.rehearser.rehearse(other, perform, phase):
+            return Counting(1)
+        recall()
+        return Counting(0)
 
     def _recognise(self, run: Callable[[], object], reading: Reading, phase: str) -> bool:
         """Watch a forward whose calls are all known; false where one is not, and nothing was counted."""
         if phase not in self.known.phases:
             return False
         try:
-            with torch.no_grad():
-                self._commit(self._watch(run, RecognisingMode(self.watch, reading, phase)))
+            with torch.set_grad_enabled(self.watch.gradients):
+                self._commit(self._watch(run, recognising_mode(self.watch, reading, phase)))
         except UnknownCallError:
             return False
         return True
 
+    def _undone(self, watch: Callable[..., ForwardMode]) -> Callable[..., ForwardMode]:
+        """Watch a forward that is only tried out: the model is put back in the state that it was in."""
+
+        def watched(*args: Any) -> ForwardMode:
+            restore = self._state.keep()
+            try:
+                return watch(*args)
+            finally:
+                restore()
+
+        return watched
+
     def _watch(self, run: Callable[[], object], mode: ForwardMode) -> ForwardMode:
+        """Watch a forward; one that raises, and may be run again, leaves no trace in the model's state."""
         self._active = mode
-        self.watch.inside_custom.clear()
+        self._own.clear()
+        operators = OperatorMode(mode, opens=isinstance(mode, DiscoveringMode))
+        restore = None if self._state.changes is False else self._state.keep()
         try:
-            with mode:
-                run()
+            with ExitStack() as stack:
+                stack.enter_context(mode)
+                if self.watch.below or isinstance(mode, DiscoveringMode):
+                    stack.enter_context(unoptimized() if self.watch.below else nullcontext())
+                    stack.enter_context(operators)
+                with torch._C._EnableTorchFunction():
+                    run()
+            mode.raise_broken()
             mode.finish()
+        except Exception:
+            if restore is not None:
+                restore()
+            mode.raise_broken()  # the model may have made another error of it
+            if operators.error is not None:  # scripted code lets it come out as an error of its own
+                raise operators.error from None
+            raise
         finally:
-            self._active = None
+            self._active = operators.error = mode.broken = None  # an error holds on to all that its frames hold
+        self.watch.below |= operators.num_calls > 0
         return mode
 
     def _discover(self, run: Callable[[], object], reading: Reading, phase: str) -> ForwardMode:
-        first_error: Exception | None = None
+        known = {site.site_id for site in self.known.sites()}
         for depth in _DEPTHS:
             mode = DiscoveringMode(self.watch, reading, phase, depth)
             try:
@@ -238,22 +268,41 @@ class Probe:
                     stack.enter_context(_gradient_mode(depth.gradients))
                     if depth.gradients:
                         stack.enter_context(gradients_required(self.model))
+                        stack.enter_context(constants_require_gradients(self.watch.code.weights.values()))
                     if depth.gradients and not depth.real:
-                        stack.enter_context(graph_without_tensors())
+                        stack.enter_context(mode.follower.hollow())
                     stack.enter_context(mode.module_paths())
+                    stack.enter_context(mode.script_paths())
                     self._watch(run, mode)
-            except Exception as error:  # noqa: BLE001 the model's own code may raise anything
-                first_error = first_error or error
+            except Exception as error:
+                if isinstance(error, ReLUDoctorError) or depth is _DEPTHS[-1]:
+                    raise
+                for site in self.known.sites():  # what a forward showed that stopped half-way may have been cut short
+                    if site.site_id not in known:
+                        self.known.forget(site)
                 self._note_depth(depth, error)
                 if depth is _DEPTHS[0] and not isinstance(error, GradientInForwardError):
-                    with torch.no_grad():
+                    with torch.no_grad(), torch._C._EnableTorchFunction():
                         run()  # raises by itself: the model's own error, not ours
                 continue
+            if depth.real and not self.watch.gradients:
+                self.watch.gradients = not self._runs_without_gradients(run)
             mode.learn()
             self._called |= mode.called
             return mode
-        assert first_error is not None
-        raise first_error
+        raise AssertionError("at the last depth it is found or raised")
+
+    def _runs_without_gradients(self, run: Callable[[], object]) -> bool:
+        """Whether a forward that asks autograd itself enables gradients itself."""
+        restore = self._state.keep()
+        try:
+            with torch.no_grad():
+                run()
+        except RuntimeError:
+            return False
+        finally:
+            restore()
+        return True
 
     def _note_depth(self, depth: Depth, error: Exception) -> None:
         if depth is _DEPTHS[-2]:
@@ -264,60 +313,8 @@ class Probe:
     def _commit(self, mode: ForwardMode) -> None:
         mode.recorder.commit(self.stats.setdefault(mode.phase, {}))
 
-    def _enter_custom(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self._active is not None:
-            self.watch.inside_custom.append(id(module))
-            rectifier, pre = self._custom_modules[id(module)], _first_tensor(args, kwargs)
-            if pre is not None and rectifier.fires is None:
-                self._active.before(rectifier.name, rectifier, pre)
-
-    def _leave_custom(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if self._active is None or not self.watch.inside_custom:
-            return
-        rectifier, pre = self._custom_modules[id(module)], _first_tensor(args, kwargs)
-        self._active.called.add(id(module))
-        if pre is None or not isinstance(output, Tensor):
-            self.known.note(f"{rectifier.name} takes or returns no tensor by itself, and was not observed")
-        elif rectifier.fires is None:
-            self._active.after(output)
-        else:
-            with torch.no_grad():
-                mask = fires_by(module, rectifier.fires, pre, output)
-            on_output = mask.shape != pre.shape
-            self._active.before(rectifier.name, replace(rectifier, on_output=on_output), output if on_output else pre)
-            self._active.after(output, mask)
-        self.watch.inside_custom.pop()
-
-
-def _first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    return next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-
 
 @contextmanager
 def _gradient_mode(enabled: bool) -> Iterator[None]:
     with torch.inference_mode(False), torch.set_grad_enabled(enabled):
         yield
-
-
-def _whose(before: Tensor, after: Tensor, layout: Layout, site: ActivationSite, num_inputs: int) -> Seen:
-    """What altering the first input shows of a site's axes."""
-    others = [axis for axis in range(before.dim()) if axis not in site.unit_axes]
-    alone = [
-        axis for axis in others if before.shape[axis] == num_inputs > 1 and changed_rows(before, after, axis) == [0]
-    ]
-    rows = changed_rows(before, after, layout.order[0]) if layout.split and num_inputs > 1 else []
-    interleaved = bool(rows) and all(row % num_inputs == 0 for row in rows) and max(rows) >= layout.split
-    return Seen(batch=alone[0] if len(alone) == 1 else None, interleaved=interleaved)
-
-
-def _is_masked(by_padding: Tensor, by_point: Tensor, mask: Tensor) -> bool:
-    """Whether a mask's positions are those of a site.
-
-    They are if every padding position changed when only padding was altered; or, where padding is overwritten and
-    nothing of it comes through, if altering one position changed that one and few others.
-    """
-    padding = ~mask.to(by_padding.device)
-    if by_padding.shape != padding.shape:
-        return False
-    own = bool(by_point[0, last_position(mask)]) and int(by_point.sum()) <= max(1, padding.shape[1] // 2)
-    return bool(by_padding[padding].all()) or (own and not bool(by_padding.any()))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from relu_doctor.observe.bends import Bend
 
 Function = Callable[..., Any]
 
@@ -73,6 +75,7 @@ class Rectifier:
         return (pre > self.low) & (pre < self.high)
 
 
+_EDGES = (0.0, -3.0, 6.0, -math.inf, math.inf)  # the same in all types of numbers
 ANY = Rectifier("", -math.inf, selects=True)  # something other than an interval decides
 
 Reader = Callable[[str, tuple[Any, ...], Mapping[str, Any]], Rectifier | None]
@@ -115,16 +118,33 @@ def _threshold(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R
     return Rectifier(name, float(threshold)) if isinstance(threshold, int | float) else None
 
 
+def _rrelu(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
+    slopes = argument(args, kwargs, 1, "lower", 1 / 8), argument(args, kwargs, 2, "upper", 1 / 3)
+    return Rectifier(name, clips=True) if slopes == (0, 0) else Rectifier(name, -math.inf)
+
+
+def _clipped(name: str, low: object, high: object) -> Rectifier | None:
+    """What clips at zero: from below, or from above."""
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high or 0 not in (low, high):
+        return None
+    return Rectifier(name, float(low), float(high), clips=True)
+
+
 def _hardtanh(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    low, high = argument(args, kwargs, 1, "min_val", -1.0), argument(args, kwargs, 2, "max_val", 1.0)
-    return Rectifier(name, 0.0, float(high), clips=True) if low == 0 and high > 0 else None
+    return _clipped(name, argument(args, kwargs, 1, "min_val", -1.0), argument(args, kwargs, 2, "max_val", 1.0))
 
 
 def _clamp(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
-    low, high = argument(args, kwargs, 1, "min", None), argument(args, kwargs, 2, "max", None)
-    if not isinstance(low, int | float) or low != 0 or not (high is None or isinstance(high, int | float)):
-        return None
-    return Rectifier(name, 0.0, math.inf if high is None else float(high), clips=True)
+    return _clipped(name, argument(args, kwargs, 1, "min", None), argument(args, kwargs, 2, "max", None))
+
+
+def _clamp_max(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
+    return _clipped(name, None, argument(args, kwargs, 1, "max", None))
+
+
+def _shrink(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Rectifier | None:
+    return replace(ANY, applied=name)
 
 
 def _functions() -> dict[Function, tuple[str, Reader]]:
@@ -140,13 +160,15 @@ def _functions() -> dict[Function, tuple[str, Reader]]:
     add(_relu, "relu", "relu_")
     add(_relu6, "relu6")
     add(_clamp, "clamp", "clamp_", "clip", "clip_", "clamp_min", "clamp_min_")
+    add(_clamp_max, "clamp_max", "clamp_max_")
+    add(_shrink, "softshrink", "hardshrink")
     add(_threshold, "threshold", "threshold_", "_threshold")
     add(_hardtanh, "hardtanh", "hardtanh_")
     add(_hardswish, "hardswish", "hardswish_")
     add(_sloped("negative_slope", 0.01), "leaky_relu", "leaky_relu_")
     add(_sloped("alpha", 1.0), "elu", "elu_")
-    add(_cannot_die, "prelu", "rrelu", "rrelu_", "selu", "selu_", "celu", "celu_", "gelu", "silu", "silu_", "mish")
-    add(_cannot_die, "mish_", "softplus")
+    add(_cannot_die, "prelu", "selu", "selu_", "celu", "celu_", "gelu", "silu", "silu_", "mish", "mish_", "softplus")
+    add(_rrelu, "rrelu", "rrelu_")
     return found
 
 
@@ -167,19 +189,34 @@ MODULES: tuple[type[nn.Module], ...] = (
     nn.SiLU,
     nn.Mish,
     nn.Softplus,
+    nn.Softshrink,
+    nn.Hardshrink,
 )
 # Also used for other ends: such a call is a site only where parameters feed it.
 GENERIC = frozenset(
     {"clamp", "clip", "clamp_min", "threshold", "hardtanh", "maximum", "fmax", "max", "where", "mul", "multiply"}
-    | {"masked_fill", "__setitem__", "topk"}
+    | {"masked_fill", "__setitem__", "topk", "clamp_max", "minimum", "fmin", "min", "add", "sub", "rsub"}
 )
 
 
 def rectifies(module: nn.Module) -> bool:
     """Whether a module applies a rectifier when it is called, as far as its class tells."""
     if isinstance(module, nn.Hardtanh) and not isinstance(module, nn.ReLU6):
-        return module.min_val == 0
+        return module.min_val == 0 or module.max_val == 0
     return isinstance(module, MODULES) or (isinstance(module, nn.RNN) and module.nonlinearity == "relu")
+
+
+def quantised_modules(model: nn.Module) -> list[str]:
+    """The modules that compute with quantised weights or values, which is not supported: paths, and their classes."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        name = f"{type(module).__module__}.{type(module).__name__}"
+        if isinstance(module, torch.jit.ScriptModule):
+            name = str(module._c.qualified_name)
+        cls = name.rpartition(".")[2]
+        if ".quantized." in name and cls not in {"Quantize", "DeQuantize", "LinearPackedParams"}:
+            found.append(f"{path} ({cls})")
+    return found
 
 
 @dataclass(slots=True)
@@ -191,14 +228,31 @@ class Applied:
         rectifier: what is applied.
         pre: to what.
         fires: where it fires, of the shape of ``pre``, where no interval tells.
-        in_place: the call returns nothing and writes its output over ``pre``.
+        written: what the call writes its output to, where it returns nothing.
+        flipped: it is flat above: the rectifier is what it is of ``-pre``.
+        bend: what the output is of ``pre``, where that does not follow from the rectifier.
+        replaces: calls of rectifiers that are parts of this one.
     """
 
     name: str
     rectifier: Rectifier
     pre: Tensor
     fires: Tensor | None = None
-    in_place: bool = False
+    written: Tensor | None = None
+    flipped: bool = False
+    bend: Bend | None = None
+    replaces: tuple[int, ...] = ()
+
+
+def name_of(function: Function) -> str | None:
+    """The name of a torch function that rectifies for some arguments; ``None`` for any other."""
+    known = _KNOWN.get(function)
+    return None if known is None else known[0]
+
+
+def rounded(value: float, dtype: torch.dtype) -> float:
+    """A threshold as a comparison with values of a type takes it."""
+    return torch.tensor(value, dtype=dtype).item() if value and dtype.is_floating_point else value
 
 
 def recognise(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Applied | None:
@@ -211,4 +265,12 @@ def recognise(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, An
     if not isinstance(pre, Tensor) or not pre.dtype.is_floating_point:
         return None
     rectifier = reader(name, args, kwargs)
-    return None if rectifier is None else Applied(name, rectifier, pre)
+    if rectifier is None:
+        return None
+    if rectifier.high == 0:
+        return Applied(name, replace(rectifier, low=0.0, high=-rectifier.low), pre, flipped=True)
+    if rectifier.low not in _EDGES or rectifier.high not in _EDGES:
+        low, high = rounded(rectifier.low, pre.dtype), rounded(rectifier.high, pre.dtype)
+        rectifier = replace(rectifier, low=low, high=high)
+    fires = pre.abs() > argument(args, kwargs, 1, "lambd", 0.5) if rectifier.selects else None
+    return Applied(name, rectifier, pre, fires)

@@ -12,9 +12,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from relu_doctor.observe.rectifiers import Rectifier, argument
-from relu_doctor.observe.sites import ActivationSite, Term
+from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.observe.units import Term
 
 RECURRENT = {torch.rnn_relu, torch.rnn_relu_cell}
+LAYERS = RECURRENT | {torch.lstm, torch.gru, torch.rnn_tanh, torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell}
 _NOTE = "one fused call applies it: only its outputs are seen, and columns that need pre-activations are empty"
 
 
@@ -94,6 +96,14 @@ def recurrent_layers(
                 num_padding,
             )
         reads = output
+
+
+def drops_between_inner_layers(function: Any, args: tuple[Any, ...]) -> bool:
+    """Whether dropout lies between layers that have to be computed once more."""
+    if function is torch.rnn_relu_cell:
+        return False
+    num_layers, dropout, train = args[5:8] if isinstance(args[3], list | tuple) else args[4:7]
+    return bool(train and dropout > 0 and num_layers > 2)
 
 
 def recurrent_site(

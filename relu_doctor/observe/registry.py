@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from relu_doctor.observe.layout import Sample, Seen
-from relu_doctor.observe.sites import ActivationSite, name_sites, qualified_names
+from relu_doctor.observe.names import ParameterNames
+from relu_doctor.observe.ranks import Ranks
+from relu_doctor.observe.sites import ActivationSite, name_sites
 
 Witness = tuple[str, int, float, float, tuple[str, ...]]  # function, axes, interval, parameters since
 ROOT = 0  # state of the recogniser before the first call of a forward
@@ -21,12 +24,18 @@ class Reading:
     Attributes:
         num_inputs: inputs in the batch; ``None`` where no tensor shows it.
         mask: bool (inputs, positions), False for padding.
-        first_ordinal: ordinal of the batch's first input.
+        first_ordinal: ordinal of the batch's first input, or token.
+        axis: of what is passed, on which its inputs lie; ``None`` where it is one input.
+        positions: at most so many rows of a selection can belong to one input.
+        rehearsed: nothing of it is kept.
     """
 
     num_inputs: int | None
     mask: Tensor | None
     first_ordinal: int
+    axis: int | None = 0
+    positions: int = 1
+    rehearsed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,21 +61,35 @@ class CallRegistry:
         unit_axis: gives the unit axis of a site by its base name, where the user named one.
 
     Attributes:
-        names: parameter identity to qualified name.
+        names: of the parameters.
         seen: what rehearsals showed, per ``site_id``.
         selected: sites whose output goes through a choice (a top-k, a mask) before anything reads it.
+        gated: those of them where the choice may be another layer's.
+        readers: per ``site_id``, the parameters that consume its units.
         phases: of which an order of calls is known.
         hidden: operators of the dispatcher that rectify inside, where nothing can be measured.
+        one_by_one: sites that a forward calls once for each input.
+        rows_told: whether it was seen whose the rows of selections are; ``None`` while that was not tried.
+        ranks: whether its layers were given batches or single inputs.
+        compiles: a call was large enough to load the compiled loops for.
+        arrangements: how values of calls are taken apart, by all that it depends on.
         notes: what could not be seen as it should, in order.
     """
 
     def __init__(self, model: nn.Module, unit_axis: Callable[[str], int | None] | None = None) -> None:
-        self.names = qualified_names(model)
+        self.names = ParameterNames(model)
         self.unit_axis = unit_axis or (lambda name: None)
         self.seen: dict[str, Seen] = {}
         self.selected: set[str] = set()
+        self.gated: set[str] = set()
+        self.readers: dict[str, dict[str, None]] = {}
         self.phases: set[str] = set()
         self.hidden: set[str] = set()
+        self.one_by_one: set[str] = set()
+        self.rows_told: bool | None = None
+        self.ranks = Ranks()
+        self.compiles = False
+        self.arrangements: dict[Any, Any] = {}
         self.notes: list[str] = []
         self._pointed_out: set[str] = set()
         self._sites: dict[str, ActivationSite] = {}
@@ -76,15 +99,23 @@ class CallRegistry:
 
     def sites(self) -> list[ActivationSite]:
         """The sites found so far, in forward order, under their final names."""
-        order = {name: place for place, name in enumerate(self.names.values())}
-        places = {site_id: place for place, site_id in enumerate(self._order)}
-        named = [replace(site, selected=site.site_id in self.selected) for site in name_sites(self._sites, order)]
-        return sorted(named, key=lambda site: places.get(site.site_id, len(places)))
+        order = {name: place for place, name in enumerate(self.names)}
+        met = [site_id for site_id in self._order if site_id in self._sites]  # in forwards that came to their end
+        places = {site_id: place for place, site_id in enumerate(met)}
+        named = [
+            replace(
+                site,
+                selected=site.site_id in self.selected,
+                readers=tuple(sorted(self.readers.get(site.site_id, ()), key=lambda name: order.get(name, len(order)))),
+            )
+            for site in name_sites({site_id: self._sites[site_id] for site_id in places}, order)
+        ]
+        return sorted(named, key=lambda site: places[site.site_id])
 
     @property
     def unseen(self) -> set[str]:
         """The sites of which no rehearsal has shown anything yet."""
-        return self._sites.keys() - self.seen.keys()
+        return {site_id for site_id in self._order if site_id in self._sites} - self.seen.keys()
 
     @property
     def num_sites(self) -> int:
@@ -99,9 +130,31 @@ class CallRegistry:
         elif set(site.feeds) - set(known.feeds):
             self._sites[site.site_id] = replace(known, feeds=tuple(dict.fromkeys((*known.feeds, *site.feeds))))
 
+    def rename(self, site: ActivationSite) -> None:
+        """Let a site have another base name from now on."""
+        self._sites[site.site_id] = replace(self._sites[site.site_id], base_name=site.base_name)
+
     def forget(self, site: ActivationSite) -> None:
         """Take a site back that turned out to be another."""
         self._sites.pop(site.site_id, None)
+
+    def note_readers(self, site_id: str, names: Iterable[str]) -> None:
+        """Remember which parameters consume a site's units; they are all those of all forwards."""
+        self.readers.setdefault(site_id, {}).update(dict.fromkeys(names))
+
+    def forget_calls(self) -> Callable[[], None]:
+        """Forget the orders of calls and what rehearsals showed, since inputs may be counted in another way.
+
+        Returns:
+            A function that brings all of it back.
+        """
+        kept = self.seen, self.phases, self._transitions
+        self.seen, self.phases, self._transitions = {}, set(), {}
+
+        def recall() -> None:
+            self.seen, self.phases, self._transitions = kept
+
+        return recall
 
     def transition(self, phase: str, state: int, witness: Witness) -> tuple[Call, int] | None:
         """What a call is in a state of the recogniser, and the state after it; ``None`` where it was never met."""

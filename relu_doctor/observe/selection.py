@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from relu_doctor.observe.kernels import pool_rows
-from relu_doctor.observe.layout import arrange
 from relu_doctor.observe.recorder import Pending
 
 TOP_K = {torch.topk, Tensor.topk}
@@ -37,7 +36,7 @@ class Selection:
         """
 
         def count(pending: Pending) -> tuple[Tensor, Tensor | None]:
-            passed = arrange(mask.detach().reshape(pending.shape), pending.layout, pending.site)
+            passed = pending.arranged(mask.detach().reshape(pending.shape))
             if pending.valid is not None:
                 passed = passed & pending.valid[:, None, :]
             return passed.sum(2), None
@@ -60,7 +59,7 @@ class Selection:
             places = _places(shape, dim, indices).reshape(-1)
             chosen = values.reshape(-1)
             keep = chosen > low
-            if pending.valid is not None:
+            if pending.valid is not None or pending.tokens:
                 mask = torch.zeros(shape.numel(), dtype=torch.bool, device=values.device)
                 return cls.by_mask(mask.scatter_(0, places, keep)).count(pending)
             owners, units = _owners(places, pending)
@@ -73,17 +72,47 @@ class Selection:
 
         return cls(count)
 
-    def apply(self, pending: Pending) -> None:
-        """Let a call fire where it was selected."""
+    def apply(self, pending: Pending, *, also: bool = False) -> None:
+        """Let a call fire where it was selected.
+
+        Args:
+            pending: the call.
+            also: it fires as well where it was selected before.
+        """
         counts, magnitude = self.count(pending)
         summary = pending.summary
         full = int(summary.stats.positions.shape[0]) > 0
-        pooled = len(counts) != len(summary.fired)
+        owners = None if pending.tokens else pending.layout.owners
+        pooled = owners is not None or len(counts) != len(summary.fired)
+        fired_before, positions_before = summary.fired, summary.stats.positions_fired
         summary.stats.positions_fired = counts.sum(0)
         if magnitude is not None and full:
             summary.stats.post_abs_sum = magnitude
         own = type(summary)(summary.stats, counts > 0, summary.valid.new_ones(len(counts)))
-        summary.fired = pool_rows(own, len(summary.fired)).fired if pooled else own.fired
+        summary.fired = pool_rows(own, len(summary.fired), owners).fired if pooled else own.fired
+        if also:
+            summary.fired = summary.fired | fired_before
+            summary.stats.positions_fired = torch.maximum(summary.stats.positions_fired, positions_before)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a top-k chose.
+
+    Attributes:
+        pre: what it chose from.
+        values, indices: what it returned.
+        dim: along which axis.
+    """
+
+    pre: Tensor
+    values: Tensor
+    indices: Tensor
+    dim: int
+
+    def selection(self, low: float) -> Selection:
+        """What goes on where values at most ``low`` do not."""
+        return Selection.by_top_k(self.pre.shape, self.dim, (self.values, self.indices), low)
 
 
 def _places(shape: torch.Size, dim: int, indices: Tensor) -> Tensor:

@@ -3,43 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from relu_doctor.observe.axes import UnitMap, locate, takes_turns
-from relu_doctor.observe.graph import Edge, Provenance, Source, all_sources, edge_shape
+from relu_doctor.errors import ConfigError
+from relu_doctor.observe.graph import Edge
+from relu_doctor.observe.keras_models import keras_name
+from relu_doctor.observe.operations import Source, all_sources
+from relu_doctor.observe.provenance import Provenance
 from relu_doctor.observe.rectifiers import Rectifier
+from relu_doctor.observe.units import Spread, Term, Units, find_units, group
 
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One parametrised operation that feeds a site, with the row of each unit in it.
-
-    Attributes:
-        kind: ``weight``, ``batch_norm``, ``norm`` or ``elementwise``.
-        weight, additive: qualified parameter names.
-        weight_axis: axis of the weight that counts rows; ``None`` where there is no such axis.
-        transposed_groups: groups of a transposed convolution, whose rows lie on axis 1; else 0.
-        rows: int64 (units,): row of each unit, -1 where it has none.
-        nearest: no other operation with parameters lies between it and the rectifier.
-        direct: no normalisation lies between it and the rectifier.
-        unit_slope: its additive parameter reaches the pre-activation unscaled.
-    """
-
-    kind: str
-    weight: tuple[str, ...]
-    additive: tuple[str, ...]
-    weight_axis: int | None
-    transposed_groups: int
-    rows: Tensor
-    nearest: bool
-    direct: bool
-    unit_slope: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +43,10 @@ class ActivationSite:
         feeds: ``site_id`` of the sites whose outputs this one reads.
         order: position in the first forward pass.
         note: what a report must say about this site; empty where all is well.
+        readers: qualified names of the weights and scales that consume its units, the first weighted one on each path.
         selected: its output goes through a choice (a top-k, a mask), and it fires where it passes that.
+        spread: how its units are shared with other processes; they are this process's own, and ``site_id`` is that of
+            the site as a whole.
     """
 
     site_id: str
@@ -84,27 +66,21 @@ class ActivationSite:
     feeds: tuple[str, ...]
     order: int
     note: str = ""
+    readers: tuple[str, ...] = ()
     selected: bool = False
+    spread: Spread | None = None
 
     def renamed(self, name: str) -> ActivationSite:
         """The same site under its final name."""
         return replace(self, name=name)
 
 
-def qualified_names(model: nn.Module) -> dict[int, str]:
-    """Identity of each parameter to its qualified name, wrapper prefixes stripped; tied parameters have one name."""
-    names: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), strip_wrappers(name))
-    return names
-
-
 def strip_wrappers(name: str) -> str:
-    """A qualified name without the prefixes that DataParallel, compile, FSDP and checkpoint wrappers put in."""
+    """A qualified name without what DataParallel, compile, FSDP, checkpoint wrappers and Keras put in."""
     for wrapper in _WRAPPERS:
         name = name.removeprefix(wrapper)
         name = name.replace("." + wrapper, ".")
-    return name
+    return keras_name(name)
 
 
 def build_site(
@@ -134,34 +110,37 @@ def build_site(
         occurrence: which call from this module it is, for sites that no parameter feeds.
         unit_axis: the axis that a configuration names for this site.
     """
+    units = find_units(edge, provenance.sources) if edge is not None and provenance.sources else Units()
+    if unit_axis is not None and units.axes != (wanted := (_checked_axis(unit_axis, shape, base_name),)):
+        units = Units(axes=wanted, told=True)
+    if not units.told and rectifier.on_output and provenance.sources:  # the rectifier itself mixes its inputs' units
+        units = replace(units, axes=_producer_axes(shape, provenance.sources[0]), table=None)
+    if not units.told and not units.axes:
+        units = replace(units, axes=_fallback_axes(shape, provenance), table=None)
     note = ""
-    axes, table, terms = _units(edge, provenance) if edge is not None else ((), None, ())
-    if axes and edge is not None and _are_pooled(edge, provenance, terms, axes):
-        axes, table, terms = (), None, ()
-        note = "several layers feed different places of it: their units cannot be told apart"
-    if unit_axis is not None:
-        wanted = (unit_axis % len(shape),)
-        axes, table, terms = (axes, table, terms) if axes == wanted else (wanted, None, ())
-    if not axes and rectifier.on_output and provenance.sources:  # the rectifier itself mixes its inputs' units
-        axes, table = _producer_axes(shape, provenance.sources[0]), None
-    if not axes:
-        axes, table = _fallback_axes(shape, provenance), None
-        if not provenance.sources:
-            note = "no weighted operation was found behind it: known by its module and the order of its calls"
-        if not axes:
-            note = note or "the axis of its units could not be told"
-    codes = 1
-    for axis in axes:
-        codes *= shape[axis]
-    grouping = _grouping(table, codes)
-    num_units = (int(grouping.max()) + 1 if grouping is not None else codes) if axes else 0
+    if not provenance.sources and unit_axis is None:
+        note = "no weighted operation was found behind it: known by its module and the order of its calls"
+    told = units.told or bool(units.axes)
+    if not told:
+        note = note or units.note or "the axis of its units could not be told"
+    codes = math.prod(shape[axis] for axis in units.axes)
+    grouping = group(units.table)
+    num_units = (int(grouping.max()) + 1 if grouping is not None else codes) if told else 0
     parameters: dict[str, None] = {}
     for source in all_sources(provenance.sources):
         parameters.update(dict.fromkeys(source.weight + source.additive))
     producers = tuple(parameters)
     low_high = f"{rectifier.low}:{rectifier.high}"
-    identity = [kind, low_high, *sorted(producers), str(provenance.crossed), str(num_units), _row_signature(terms)]
-    identity += provenance.shifts
+    spread = units.spread
+    identity = [
+        kind,
+        low_high,
+        *sorted(producers),
+        str(provenance.crossed),
+        str(num_units if spread is None else spread.num_units),
+        _row_signature(units.terms if spread is None else spread.terms),
+    ]
+    identity += [*provenance.shifts, *_part_names(units.terms)]
     if not producers:
         identity += [base_name, str(occurrence)]
     site_id = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:12]
@@ -174,15 +153,16 @@ def build_site(
         producer=_owners(provenance.sources),
         num_units=num_units,
         codes=codes,
-        unit_axes=axes,
+        unit_axes=units.axes,
         grouping=grouping,
-        terms=terms,
-        complete=len([term for term in terms if term.nearest]) == len(provenance.sources) and not provenance.constants,
+        terms=units.terms,
+        complete=_is_complete(units, provenance),
         unweighted_summand=bool(provenance.summands) or provenance.raw_summand,
         mixed=any(source.mixed for source in all_sources(provenance.sources)),
         feeds=feeds,
         order=order,
         note=note,
+        spread=spread,
     )
 
 
@@ -220,110 +200,6 @@ def _owners(sources: list[Source]) -> str:
     return ", ".join(owners)
 
 
-def _units(edge: Edge, provenance: Provenance) -> tuple[tuple[int, ...], Tensor | None, tuple[Term, ...]]:
-    """Axes of the units, the row of each code in the first source that tells, and the terms with their rows."""
-    maps: list[tuple[Source, UnitMap]] = []
-    axes: tuple[int, ...] = ()
-    for source in provenance.sources:
-        _narrow(source)
-        unit_map = locate(edge, source, axes or None, among=provenance.sources)
-        if unit_map is not None:
-            maps.append((source, unit_map))
-            axes = axes or unit_map.axes
-    if not maps:
-        return (), None, ()
-    table = _combined([unit_map.rows for _, unit_map in maps])
-    if not all(unit_map.one_to_one for _, unit_map in maps):
-        table = torch.arange(len(table), device=table.device)
-    terms: list[Term] = []
-    units = _units_of(table)
-    for source, unit_map in maps:
-        rows = _per_unit(unit_map.rows, units)
-        terms.append(_term(source, rows, nearest=True, direct=True, unit_slope=unit_map.additive))
-        terms += _terms_behind(source, rows, direct=source.kind in {"elementwise", "other"})
-    return axes, table, tuple(terms)
-
-
-def _are_pooled(edge: Edge, provenance: Provenance, terms: tuple[Term, ...], axes: tuple[int, ...]) -> bool:
-    """Whether units of several layers would pass for one unit: layers that are stacked, not summed."""
-    if len(provenance.sources) < 2:
-        return False
-    fed = sum((term.rows >= 0).int() for term in terms if term.nearest)
-    return bool((torch.as_tensor(fed) > 1).any()) and takes_turns(edge, provenance.sources, axes)
-
-
-def _narrow(source: Source) -> None:
-    """A norm over (C, H, W) has a scale for every place: its units are still those of the layer before it."""
-    if source.kind == "norm" and len(source.row_axes) > 1:
-        for entry, behind in zip(source.inputs, source.behind, strict=False):
-            unit_map = locate(entry, behind, among=source.behind)
-            if unit_map is not None and len(edge_shape(entry)) == len(source.shape):
-                source.row_axes = unit_map.axes
-                return
-
-
-def _terms_behind(source: Source, rows: Tensor, *, direct: bool) -> list[Term]:
-    """The terms that a normalisation or an elementwise parameter hides, with their rows composed."""
-    terms: list[Term] = []
-    for behind in source.behind:
-        for entry in source.inputs:
-            if len(source.row_axes) != 1 or len(edge_shape(entry)) != len(source.shape):
-                continue
-            unit_map = locate(entry, behind, source.row_axes, among=source.behind)
-            if unit_map is None:
-                continue
-            composed = torch.where(rows >= 0, unit_map.rows[rows.clamp_min(0) % len(unit_map.rows)], -1)
-            keeps_slope = direct and unit_map.additive and not source.weight
-            terms.append(_term(behind, composed, nearest=False, direct=direct, unit_slope=keeps_slope))
-            terms += _terms_behind(behind, composed, direct=direct and behind.kind == "elementwise")
-            break
-    return terms
-
-
-def _term(source: Source, rows: Tensor, *, nearest: bool, direct: bool, unit_slope: bool) -> Term:
-    return Term(
-        source.kind,
-        source.weight,
-        source.additive,
-        source.weight_axis,
-        source.transposed_groups,
-        rows.cpu(),
-        nearest,
-        direct,
-        unit_slope,
-    )
-
-
-def _combined(tables: list[Tensor]) -> Tensor:
-    """One row per code over all sources; each source's rows are kept apart so that ``cat`` groups nothing."""
-    combined = torch.full_like(tables[0], -1)
-    offset = 0
-    for table in tables:
-        fresh = (combined < 0) & (table >= 0)
-        combined[fresh] = table[fresh] + offset
-        offset += int(table.max()) + 1
-    return combined
-
-
-def _units_of(table: Tensor) -> Tensor:
-    """Unit of each code: its own, unless several codes share a row (a flattened feature map)."""
-    grouping = _grouping(table, len(table))
-    return torch.arange(len(table), device=table.device) if grouping is None else grouping.to(table.device)
-
-
-def _grouping(table: Tensor | None, codes: int) -> Tensor | None:
-    if table is None or bool((table < 0).any()):
-        return None
-    rows, units, sizes = torch.unique(table, return_inverse=True, return_counts=True)
-    return None if len(rows) == codes or bool((sizes != sizes[0]).any()) else units.cpu()
-
-
-def _per_unit(rows: Tensor, units: Tensor) -> Tensor:
-    per_unit = torch.full((int(units.max()) + 1,), -1, dtype=torch.int64, device=rows.device)
-    per_unit[units] = rows
-    return per_unit
-
-
 def _fallback_axes(shape: torch.Size, provenance: Provenance) -> tuple[int, ...]:
     """Where no parameter feeds a site: a matrix has its features last; of more axes nothing is guessed."""
     if provenance.sources:
@@ -334,6 +210,32 @@ def _fallback_axes(shape: torch.Size, provenance: Provenance) -> tuple[int, ...]
 def _producer_axes(shape: torch.Size, source: Source) -> tuple[int, ...]:
     """Where the producer's units would lie, if they are still there."""
     return source.row_axes if len(source.shape) == len(shape) else ()
+
+
+def _checked_axis(axis: int, shape: torch.Size, base_name: str) -> int:
+    """The axis that a configuration names, counted from the front.
+
+    Raises:
+        ConfigError: there is no such axis.
+    """
+    if not -len(shape) <= axis < len(shape):
+        raise ConfigError(
+            f"unit_axis of {base_name} must lie between {-len(shape)} and {len(shape) - 1}, since what it is applied "
+            f"to has {len(shape)} axes, found {axis}."
+        )
+    return axis % len(shape)
+
+
+def _is_complete(units: Units, provenance: Provenance) -> bool:
+    """Whether every operation that feeds the site is accounted for, row by row, and nothing else is added."""
+    nearest = [term for term in units.terms if term.nearest]
+    return units.whole and len(nearest) == len(provenance.sources) and not provenance.constants
+
+
+def _part_names(terms: tuple[Term, ...]) -> list[str]:
+    """Tells apart sites whose producers are parts of one parameter: the experts of a stack."""
+    parts = [part.name for term in terms for part in (term.weight_part, term.additive_part) if part is not None]
+    return [name for name in parts if name]
 
 
 def _row_signature(terms: tuple[Term, ...]) -> str:

@@ -5,9 +5,10 @@ Batches, windows, ranks and resumed runs all merge by the same laws, so a statis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,18 @@ class Law(StrEnum):
     SQUARES = "squares"  # squared deviations from the mean (Chan, Golub and LeVeque 1979)
 
 
-def stat(law: Law, dtype: torch.dtype, initial: float) -> Tensor:
-    """Declare a statistic: its merge law, its dtype and its neutral element."""
-    default: Tensor = field(metadata={"law": law, "dtype": dtype, "initial": initial})
+def stat(law: Law, dtype: torch.dtype, initial: float, *, narrow: torch.dtype | None = None) -> Tensor:
+    """Declare a statistic: its merge law, its dtype, its neutral element, and a narrower dtype that it may have."""
+    default: Tensor = field(metadata={"law": law, "dtype": dtype, "initial": initial, "narrow": narrow or dtype})
     return default
 
 
 @dataclass(slots=True, eq=False)
 class UnitStats:
     """Streaming statistics of one site, each a tensor of shape (units,).
+
+    A statistic that is the same for all units, or that was not measured, is one element that is expanded; merging keeps
+    it so. The full statistics take 96 bytes per unit at most, the minimal ones 16.
 
     Attributes:
         inputs: inputs on which the site was called (images, sequences).
@@ -45,32 +49,50 @@ class UnitStats:
         pre_mean, pre_squares: mean and summed squared deviation of the finite pre-activations.
         post_abs_sum: summed absolute post-activation, for dormancy.
         first_fired, last_fired: ordinal of the first and last input that fired, from 0; ``NEVER`` and -1 for none.
+        ledger: the arrays that these are a view of and that go on being added to, where there are such.
     """
 
     inputs: Tensor = stat(Law.SUM, torch.int64, 0)
     inputs_fired: Tensor = stat(Law.SUM, torch.int64, 0)
     positions: Tensor = stat(Law.SUM, torch.int64, 0)
     positions_fired: Tensor = stat(Law.SUM, torch.int64, 0)
-    non_finite_values: Tensor = stat(Law.SUM, torch.int64, 0)
-    pre_max: Tensor = stat(Law.MAX, torch.float64, -torch.inf)
+    non_finite_values: Tensor = stat(Law.SUM, torch.int64, 0, narrow=torch.int32)
+    pre_max: Tensor = stat(Law.MAX, torch.float64, -torch.inf, narrow=torch.float32)
     pre_min: Tensor = stat(Law.MIN, torch.float64, torch.inf)
     pre_mean: Tensor = stat(Law.MEAN, torch.float64, 0)
     pre_squares: Tensor = stat(Law.SQUARES, torch.float64, 0)
     post_abs_sum: Tensor = stat(Law.SUM, torch.float64, 0)
     first_fired: Tensor = stat(Law.MIN, torch.int64, NEVER)
     last_fired: Tensor = stat(Law.MAX, torch.int64, -1)
+    ledger: Any = field(default=None, repr=False)
 
     @classmethod
     def empty(cls, num_units: int, device: torch.device | str = "cpu") -> UnitStats:
         """Statistics of ``num_units`` units that saw nothing: the neutral element of :meth:`merge`."""
-        return cls(
-            **{
-                declared.name: torch.full(
-                    (num_units,), declared.metadata["initial"], dtype=declared.metadata["dtype"], device=device
-                )
-                for declared in fields(cls)
-            }
-        )
+        return cls.of(num_units, {}, device)
+
+    @classmethod
+    def of(cls, num_units: int, measured: Mapping[str, Tensor], device: torch.device | str = "cpu") -> UnitStats:
+        """Statistics of which some were measured; the others are as of units that saw nothing.
+
+        Args:
+            num_units: how many units.
+            measured: by name, each of shape (units,), or (1,) where it is the same for all units.
+            device: where they are kept.
+        """
+        neutral: dict[tuple[float, torch.dtype], Tensor] = {}
+        values: dict[str, Tensor] = {}
+        for declared in _DECLARED:
+            value = measured.get(declared.name)
+            if value is None:
+                key = declared.metadata["initial"], declared.metadata["narrow"]
+                value = neutral.get(key)
+                if value is None:
+                    value = neutral[key] = torch.full((1,), key[0], dtype=key[1], device=device).expand(num_units)
+            elif len(value) != num_units:
+                value = value.expand(num_units)
+            values[declared.name] = value
+        return cls(**values)
 
     @property
     def num_units(self) -> int:
@@ -79,37 +101,54 @@ class UnitStats:
 
     def merge(self, other: UnitStats) -> UnitStats:
         """The statistics of both sets of inputs together; associative and commutative, neither operand is changed."""
-        return UnitStats(**{d.name: _LAWS[d.metadata["law"]](d.name, self, other) for d in fields(self)})
+        number = self.num_units
+        a, b = self._brief(), other._brief()
+        pair = _Pair(a, b)
+        merged: dict[str, Tensor] = {}
+        for declared in _DECLARED:
+            value = _LAWS[declared.metadata["law"]](declared.name, pair)
+            merged[declared.name] = value if len(value) == number else value.expand(number)
+        return UnitStats(**merged)
 
     def to(self, device: torch.device | str) -> UnitStats:
-        """A copy on another device."""
-        return UnitStats(**{d.name: getattr(self, d.name).to(device) for d in fields(self)})
+        """The same on another device."""
+        number, brief = self.num_units, self._brief()
+        return UnitStats(**{name: value.to(device).expand(number) for name, value in brief.items()})
 
     def pre_std(self) -> Tensor:
         """Population standard deviation of the finite pre-activations; NaN where none was seen."""
         return (self.pre_squares.clamp_min(0) / self.positions).sqrt()
 
-
-def _share(a: UnitStats, b: UnitStats) -> tuple[Tensor, Tensor]:
-    """B's share of the positions, and the difference of the means."""
-    together = (a.positions + b.positions).clamp_min(1).to(a.pre_mean.dtype)  # integers would divide in float32
-    return b.positions / together, b.pre_mean - a.pre_mean
-
-
-def _mean(_: str, a: UnitStats, b: UnitStats) -> Tensor:
-    share, delta = _share(a, b)
-    return a.pre_mean + delta * share
+    def _brief(self) -> dict[str, Tensor]:
+        """Each statistic as it is held: one element where it is the same for all units."""
+        return {
+            declared.name: value if value.stride(0) else value[:1]
+            for declared in _DECLARED
+            for value in (getattr(self, declared.name),)
+        }
 
 
-def _squares(_: str, a: UnitStats, b: UnitStats) -> Tensor:
-    share, delta = _share(a, b)
-    return a.pre_squares + b.pre_squares + delta * delta * share * a.positions
+_DECLARED = tuple(declared for declared in fields(UnitStats) if "law" in declared.metadata)
 
 
-_LAWS: dict[Law, Callable[[str, UnitStats, UnitStats], Tensor]] = {
-    Law.SUM: lambda name, a, b: getattr(a, name) + getattr(b, name),
-    Law.MAX: lambda name, a, b: torch.maximum(getattr(a, name), getattr(b, name)),
-    Law.MIN: lambda name, a, b: torch.minimum(getattr(a, name), getattr(b, name)),
-    Law.MEAN: _mean,
+class _Pair:
+    """Two operands, by name, and what the law of the moments needs of both."""
+
+    def __init__(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+        self.a, self.b = a, b
+        together = (a["positions"] + b["positions"]).clamp_min(1).to(torch.float64)  # integers would divide in float32
+        self.share = b["positions"] / together
+        self.delta = b["pre_mean"] - a["pre_mean"]
+
+
+def _squares(name: str, pair: _Pair) -> Tensor:
+    return pair.a[name] + pair.b[name] + pair.delta * pair.delta * pair.share * pair.a["positions"]
+
+
+_LAWS: dict[Law, Callable[[str, _Pair], Tensor]] = {
+    Law.SUM: lambda name, pair: pair.a[name] + pair.b[name],
+    Law.MAX: lambda name, pair: torch.maximum(pair.a[name], pair.b[name]),
+    Law.MIN: lambda name, pair: torch.minimum(pair.a[name], pair.b[name]),
+    Law.MEAN: lambda name, pair: pair.a[name] + pair.delta * pair.share,
     Law.SQUARES: _squares,
 }

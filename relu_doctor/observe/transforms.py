@@ -12,18 +12,18 @@ _functorch = torch._C._functorch
 
 
 def without_vmap(tensor: Tensor) -> Tensor | None:
-    """The tensor behind ``vmap``: every mapped axis is there again, outermost first, in front of the others.
+    """The tensor behind transforms: every axis that ``vmap`` maps is there again, outermost first, before the others.
 
     Returns:
-        ``None`` where another transform (``grad``, ``jvp``) holds the tensor.
+        ``None`` where a transform holds the tensor that is neither ``vmap`` nor a derivative.
     """
     levels: list[int] = []  # where the mapped axis lies, innermost vmap first
     while _functorch.is_functorch_wrapped_tensor(tensor):
-        if not _functorch.is_batchedtensor(tensor):
+        if _functorch.is_batchedtensor(tensor):
+            levels.append(_functorch.maybe_get_bdim(tensor))
+        elif not _functorch.is_gradtrackingtensor(tensor):
             return None
-        axis = _functorch.maybe_get_bdim(tensor)
         tensor = _functorch.get_unwrapped(tensor)
-        levels.append(axis)
     with outside_of_transforms():
         for passed, axis in enumerate(reversed(levels)):
             tensor = tensor.movedim(axis + passed, passed)

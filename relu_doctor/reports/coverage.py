@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def coverage_line(diagnosis: Diagnosis) -> str:
     """What was seen, in one line: the first of every report."""
     coverage, summary = diagnosis.table.coverage, diagnosis.summary
-    kind = "random input" if coverage.random_inputs else "input"
+    kind = f"random {coverage.evidence}" if coverage.random_inputs else coverage.evidence
     sites = plural(summary["num_sites"], "site")
     told = "; ".join(_reading(diagnosis))
     return f"{summary['num_observed_sites']:,} of {sites} observed on {plural(coverage.num_inputs, kind)} ({told})"
@@ -24,6 +24,9 @@ def coverage_line(diagnosis: Diagnosis) -> str:
 def _reading(diagnosis: Diagnosis) -> Iterator[str]:
     coverage = diagnosis.table.coverage
     number, available = coverage.num_inputs, coverage.available_inputs
+    if coverage.sequences is not None:
+        yield "every position that is no padding counts"
+        number = coverage.sequences
     yield "eval and train mode" if coverage.mode == "both" else f"{coverage.mode} mode"
     of_all = f" of {available:,}" if available is not None else ""
     if coverage.sampling == "spread":
@@ -31,8 +34,8 @@ def _reading(diagnosis: Diagnosis) -> Iterator[str]:
     elif coverage.sampling == "head" or not coverage.read_to_end:
         yield f"the first {number:,}{of_all or ' of a stream'}"
     elif not coverage.random_inputs:
-        yield f"all {number:,} read"
-    repeated = number - coverage.distinct_inputs
+        yield f"all {number:,} {'' if coverage.sequences is None else 'sequences '}read"
+    repeated = coverage.num_inputs - coverage.distinct_inputs
     if repeated > 0:
         yield f"{repeated:,} repeated, {coverage.distinct_inputs:,} distinct"
     if coverage.exhaustive:

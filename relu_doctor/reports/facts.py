@@ -66,13 +66,13 @@ class Facts:
             return ""
         if self.coverage.exhaustive:
             return f"silent on {self.silent_on(rows)} there are"
-        return f"fires on < {upper_percent(float(rows['firing_rate_upper'].max()))} of inputs"
+        return f"fires on < {upper_percent(float(rows['firing_rate_upper'].max()))} of {self.coverage.units}"
 
     def silent_on(self, rows: pd.DataFrame) -> str:
         """``all 150 of 150 inputs`` where a set was read to its end, else ``all 1,500 inputs``."""
         seen = rows["inputs"]
         if not len(rows) or int(seen.min()) != int(seen.max()) or int(seen.max()) != self.num_inputs:
-            return "every input that reached them"
+            return f"every {self.coverage.evidence} that reached them"
         if self.coverage.read_to_end:
-            return f"all {self.num_inputs:,} of {plural(self.num_inputs, 'input')}"
-        return f"all {plural(self.num_inputs, 'input')} read"
+            return f"all {self.num_inputs:,} of {plural(self.num_inputs, self.coverage.evidence)}"
+        return f"all {plural(self.num_inputs, self.coverage.evidence)} read"

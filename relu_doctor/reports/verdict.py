@@ -138,7 +138,7 @@ def _nothing_can_die(facts: Facts) -> tuple[str, list[str]]:
 
 def _random(facts: Facts) -> tuple[str, list[str]]:
     details = ["Random inputs prove nothing about real ones, however many there are: scan with real data."]
-    inputs = plural(facts.num_inputs, "random input")
+    inputs = plural(facts.num_inputs, f"random {facts.coverage.evidence}")
     if not facts.silent:
         return f"no unit was silent on {inputs}, which says little about real ones; {OFTEN_CITED} dead.", details
     counts = f"0 proved dead, {facts.unproven:,} unproven"
@@ -149,18 +149,19 @@ def _unproven(facts: Facts) -> tuple[str, list[str]]:
     needed = int(facts.summary["inputs_needed"])
     proved = f"{facts.dead:,} proved dead" + (f" ({facts.dead_rate})" if facts.dead else "")
     headline = (
-        f"{_share(facts.silent, facts)} silent: {proved}, {facts.unproven:,} unproven, {needed:,} inputs needed; "
-        f"{OFTEN_CITED} dead."
+        f"{_share(facts.silent, facts)} silent: {proved}, {facts.unproven:,} unproven, "
+        f"{needed:,} {facts.coverage.units} needed; {OFTEN_CITED} dead."
     )
     rows = facts.of_status(Status.UNPROVEN)
     still = upper_percent(float(rows["firing_rate_upper"].max()))
     fact = ", a fact about this set" if facts.coverage.read_to_end else ""
     owner = "The unproven one was" if len(rows) == 1 else f"The {len(rows):,} unproven ones were"
     silent = f"{owner} silent on {facts.silent_on(rows)}{fact}"
-    details = [f"{silent}, yet may still fire on up to {still} of inputs to come ({facts.together})."]
+    details = [f"{silent}, yet may still fire on up to {still} of {facts.coverage.units} to come ({facts.together})."]
     if facts.coverage.distinct_inputs >= needed:
         details.append(
-            f"Not every input reached them, or a stricter limit is set for them: {needed:,} must reach each."
+            f"Not every {facts.coverage.evidence} reached them, or a stricter limit is set for them: {needed:,} must "
+            "reach each."
         )
     return headline, details + _worst(facts)
 
@@ -174,8 +175,8 @@ def _dead(facts: Facts) -> tuple[str, list[str]]:
         details.append("That is a fact about this set, which is said to be all there will ever be.")
     elif facts.coverage.read_to_end:
         details.append(
-            f"{it} silent on {facts.silent_on(rows)}, a fact about this set; the rate is a bound for inputs to come "
-            f"({facts.together})."
+            f"{it} silent on {facts.silent_on(rows)}, a fact about this set; the rate is a bound for "
+            f"{facts.coverage.units} to come ({facts.together})."
         )
     else:
         details.append(f"{it} silent on {facts.silent_on(rows)}; the rate is a bound ({facts.together}).")
@@ -193,7 +194,7 @@ def _sound(facts: Facts) -> tuple[str, list[str]]:
     fired = facts.of_status(Status.ACTIVE, Status.RARE, Status.DORMANT)
     seen = facts.num_units - facts.unobserved
     observed = "observed " if facts.unobserved else ""
-    inputs = plural(facts.num_inputs, "input")
+    inputs = plural(facts.num_inputs, facts.coverage.evidence)
     if facts.saturated:
         stuck = f"{facts.saturated:,} {'is' if facts.saturated == 1 else 'are'} stuck at the rectifier's upper edge"
         headline = f"0 of {seen:,} {observed}units are dead, but {stuck}; {OFTEN_CITED} dead."
@@ -206,7 +207,8 @@ def _sound(facts: Facts) -> tuple[str, list[str]]:
     if facts.rare:
         limit = percent(facts.diagnosis.config.rare_firing_rate)
         few = "is" if facts.rare == 1 else "are"
-        details.append(f"{plural(facts.rare, 'unit')} {few} rare, firing on < {limit} of inputs: rare is not dead.")
+        share = f"firing on < {limit} of {facts.coverage.units}"
+        details.append(f"{plural(facts.rare, 'unit')} {few} rare, {share}: rare is not dead.")
     if facts.dormant:
         few = "unit is dormant: it fires" if facts.dormant == 1 else "units are dormant: they fire"
         return headline, [*details, f"{facts.dormant:,} {few}, but so weakly as to count for little."]
@@ -216,7 +218,8 @@ def _sound(facts: Facts) -> tuple[str, list[str]]:
 def _ruled_out(fired: pd.DataFrame, facts: Facts) -> str:
     """What a sound scan excludes, with its bound."""
     least = fired.sort_values("firing_rate").iloc[0]
-    rarest = f"the least active fired on {int(least['inputs_fired']):,} of {plural(int(least['inputs']), 'input')}"
+    seen = plural(int(least["inputs"]), facts.coverage.evidence)
+    rarest = f"the least active fired on {int(least['inputs_fired']):,} of {seen}"
     # The same Clopper–Pearson bound, read from the other side: silences instead of firings. Repeated inputs have no
     # known share among the firings, so with any no bound is given.
     inputs, silences = fired["inputs"].to_numpy(float), (fired["inputs"] - fired["inputs_fired"]).to_numpy(float)
@@ -227,7 +230,7 @@ def _ruled_out(fired: pd.DataFrame, facts: Facts) -> str:
     repeated = facts.coverage.distinct_inputs < facts.coverage.num_inputs
     if repeated or bound < _LEAST_TELLING:
         return f"Ruled out: dead units, NaN and Inf; {rarest}."
-    every = f"every unit fires on > {lower_percent(bound)} of inputs ({facts.together})"
+    every = f"every unit fires on > {lower_percent(bound)} of {facts.coverage.units} ({facts.together})"
     return f"Ruled out: dead units, NaN and Inf; {rarest}, and {every}."
 
 

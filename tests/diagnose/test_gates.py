@@ -9,7 +9,8 @@ from torch import nn
 from relu_doctor import Diagnosis, load_config, scan
 from relu_doctor.diagnose.diagnosis import diagnose
 from relu_doctor.diagnose.gates import Gate, Outcome, decide
-from relu_doctor.scanning import ScanRequest, observe
+from relu_doctor.scanner import ScanRequest
+from relu_doctor.scanning import observe
 
 
 def half_dead(num_units: int = 20) -> nn.Module:

@@ -44,6 +44,7 @@ SITE_COLUMNS = [
     "site_id",
     "rectifier",
     "producer",
+    "readers",
     "num_units",
     "dead",
     "unproven",

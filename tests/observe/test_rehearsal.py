@@ -147,7 +147,32 @@ def test_a_layer_and_its_negative_are_two_sites():
 
         def forward(self, x):
             z = self.a(x)
-            return F.relu(z) + F.relu(-z)
+            return torch.cat([F.relu(z), F.relu(-z)], dim=1)
 
     diagnosis = relu_doctor.scan(Both(), torch.randn(900, 3))
     assert diagnosis.sites["dead"].tolist() == [1, 0]
+
+
+def test_what_a_first_batch_of_one_cannot_show_is_tried_again():
+    """Layouts that one input does not tell are told by the first batch of several."""
+    model = Detector(lambda x: x.transpose(0, 1).reshape(-1, 3))
+    batches = [sequences(1, 7, []), sequences(16, 7, [(5, 3), (5, 6)])]
+    assert relu_doctor.scan(model, batches).units.loc[0, FIRED].tolist() == [17, 1, 6, 6]
+
+
+def test_slots_of_experts_are_no_inputs():
+    """Dispatch by a product puts rows into slots: as many slots as inputs are no inputs all the same."""
+
+    class Slots(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.randn(2, 6, 4))
+
+        def forward(self, x):
+            route = (x[:, 0] > 0).long()
+            places = F.one_hot(route, 2).cumsum(0)[torch.arange(len(x)), route] - 1
+            dispatch = F.one_hot(route, 2)[:, :, None] * F.one_hot(places, len(x))[:, None]
+            return F.relu(torch.bmm(torch.einsum("bes,bi->esi", dispatch.float(), x), self.weights))
+
+    diagnosis = relu_doctor.scan(Slots(), [torch.randn(9, 6), torch.randn(9, 6)])
+    assert diagnosis.units["inputs"].tolist() == [2] * 8

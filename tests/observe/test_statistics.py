@@ -12,26 +12,33 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import relu_doctor
-from relu_doctor.observe.kernels import count_inputs, output_magnitude, summarize, summarize_minimal
+from relu_doctor.observe.kernels import CallSummary, count_inputs, joined, summarize
+from relu_doctor.observe.recorder import Staged
 from relu_doctor.observe.rectifiers import Rectifier
 from relu_doctor.observe.stats import UnitStats
+from relu_doctor.observe.tally import Ledger
 from tests.planting import normal
 from tests.reference import EXACT, Seen, assert_columns_equal
 from tests.zoo import CASES
 
-RELU = Rectifier("relu")
-RELU6 = Rectifier("relu6", 0.0, 6.0)
+RELU = Rectifier("relu", clips=True)
+RELU6 = Rectifier("relu6", 0.0, 6.0, clips=True)
 
 
-def stream(pre: Tensor, sizes, rectifier: Rectifier = RELU, mask: Tensor | None = None) -> UnitStats:
+def stream(
+    pre: Tensor, sizes, rectifier: Rectifier = RELU, mask: Tensor | None = None, *, compiled: bool = False
+) -> UnitStats:
     """What the streaming side makes of recorded pre-activations (inputs, units, positions), dealt in batches."""
     total, first = UnitStats.empty(pre.shape[1]), 0
     for size in sizes:
         part = pre[first : first + size]
-        valid = None if mask is None else mask[first : first + size]
-        summary = summarize(part, rectifier, valid)
-        summary.stats.post_abs_sum = output_magnitude(part.clamp(rectifier.low, rectifier.high), valid)
-        total = total.merge(count_inputs(summary.stats, summary.fired, summary.valid, first))
+        summary = summarize(part, rectifier, None if mask is None else mask[first : first + size], compiled=compiled)
+        if compiled:
+            ledger = Ledger.of(total, summary.tally)
+            ledger.add(summary.tally, first)
+            total = ledger.stats
+        else:
+            total = total.merge(count_inputs(summary.stats, summary.fired, summary.valid, first))
         first += size
     return total
 
@@ -80,22 +87,27 @@ def recorded(draw):
     return pre, sizes
 
 
-@given(recorded(), st.sampled_from([RELU, RELU6]), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-@settings(max_examples=60)
-def test_statistics_do_not_depend_on_how_inputs_are_batched(case, rectifier, dtype):
+@given(
+    recorded(),
+    st.sampled_from([RELU, RELU6]),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.booleans(),
+)
+@settings(max_examples=100)
+def test_statistics_do_not_depend_on_how_inputs_are_batched(case, rectifier, dtype, compiled):
     """For any split, batches of one included, every statistic is the reference's."""
     pre, sizes = case
     pre = pre.to(dtype)
     assert_columns_equal(
-        columns(stream(pre, sizes, rectifier)),
+        columns(stream(pre, sizes, rectifier, compiled=compiled)),
         expected(pre.float() if dtype == torch.bfloat16 else pre, rectifier),
         relative=5e-6,
     )
 
 
-@given(recorded(), st.data())
-@settings(max_examples=40)
-def test_padding_and_non_finite_values_leave_no_trace(case, data):
+@given(recorded(), st.data(), st.booleans())
+@settings(max_examples=60)
+def test_padding_and_non_finite_values_leave_no_trace(case, data, compiled):
     """NaN and infinities are counted as such and enter no other statistic; padding enters none at all."""
     pre, sizes = case
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
@@ -104,8 +116,8 @@ def test_padding_and_non_finite_values_leave_no_trace(case, data):
     pre = torch.where((chance > 0.1) & (chance < 0.15), torch.inf, pre)
     pre = torch.where((chance > 0.15) & (chance < 0.2), -torch.inf, pre)
     mask = torch.rand(pre.shape[0], pre.shape[2], generator=generator) < 0.7 if data.draw(st.booleans()) else None
-    found, right = columns(stream(pre, sizes, RELU, mask)), expected(pre, RELU, mask)
-    right["post_mean"] = found["post_mean"]  # checked where all is finite
+    found = columns(stream(pre, sizes, RELU, mask, compiled=compiled))
+    right = expected(pre, RELU, mask)
     for name, values in right.items():
         np.testing.assert_allclose(
             found[name],
@@ -116,16 +128,75 @@ def test_padding_and_non_finite_values_leave_no_trace(case, data):
         )
 
 
-@given(recorded())
-@settings(max_examples=30)
-def test_the_minimal_kernel_agrees_on_what_it_measures(case):
-    """Firing counts, maxima and ordinals are those of the full kernel."""
-    pre, _ = case
-    for rectifier in (RELU, RELU6):
-        full, least = summarize(pre, rectifier), summarize_minimal(pre, rectifier)
-        assert torch.equal(full.fired, least.fired)
-        assert torch.equal(full.stats.pre_max, least.stats.pre_max)
-        assert torch.equal(full.stats.non_finite_values, least.stats.non_finite_values)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("inputs", [254, 255, 256, 600])
+def test_inputs_are_counted_whatever_their_number(inputs, compiled):
+    """Units that fire on one input, the first, the last, none or some, in a batch larger than a byte counts."""
+    fires = torch.zeros(inputs, 6, dtype=torch.bool)
+    fires[0, 0] = fires[-1, 1] = fires[inputs // 2, 2] = True
+    fires[:, 3] = True
+    fires[3::7, 4] = True
+    pre = fires.float()[:, :, None] - 0.5
+    found, right = columns(stream(pre, [inputs], compiled=compiled)), expected(pre)
+    for name in ("inputs", "inputs_fired", "first_fired", "last_fired"):
+        np.testing.assert_array_equal(found[name], right[name])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_several_calls_on_the_same_inputs_count_each_input_once(compiled):
+    """A recurrent cell's steps, and calls of which some are on other inputs, in any order."""
+    first, second, other = (torch.randn(size, 4, 3) - 1 for size in (5, 5, 3))
+    for calls in ((first, second), (first, other, second), (other, first, second)):
+        staged = Staged()
+        for pre in calls:
+            staged.add(summarize(pre, RELU, compiled=compiled), others=False)
+        stats = staged.added_to(None, 0)
+        assert stats.inputs.tolist() == [5 + 3 * (len(calls) == 3)] * 4
+        fired = (first > 0).any(2) | (second > 0).any(2)
+        assert torch.equal(stats.inputs_fired, fired.sum(0) + ((other > 0).any(2).sum(0) if len(calls) == 3 else 0))
+        assert torch.equal(stats.positions_fired, sum((pre > 0).sum((0, 2)) for pre in calls))
+        values = torch.cat([pre.transpose(1, 2).reshape(-1, 4) for pre in calls])
+        torch.testing.assert_close(stats.pre_mean, values.double().mean(0), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_calls_on_one_input_each_count_every_input(compiled):
+    """A model that takes its inputs one by one, padded or not: the order of the calls is that of the inputs."""
+    pre, mask = torch.randn(7, 4, 3) - 0.5, torch.rand(7, 3) < 0.5
+    mask[2] = False
+    staged = Staged()
+    for index in range(7):
+        valid = mask[index : index + 1] if index > 1 else None
+        staged.add(summarize(pre[index : index + 1], RELU, valid, compiled=compiled), others=True)
+    mask[:2] = True
+    found, right = columns(staged.added_to(None, 0)), expected(pre, RELU, mask)
+    for name, values in right.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_summary_made_of_blocks_is_that_of_the_whole(compiled):
+    """Inputs dealt in blocks leave what they leave together."""
+    pre = torch.randn(20, 4, 6)
+    parts = joined([summarize(part, RELU, compiled=compiled) for part in pre.split(7)])
+    whole = summarize(pre, RELU, compiled=compiled)
+    assert isinstance(parts, CallSummary)
+    assert torch.equal(parts.fired, whole.fired)
+    assert torch.equal(parts.valid, whole.valid)
+    assert_same(parts.stats, whole.stats, rounding=1e-6)
+
+
+def test_what_is_changed_in_a_summary_is_what_counts():
+    """Statistics and firings that are replaced before a call is staged are those that are kept."""
+    summary = summarize(torch.randn(6, 4, 3), RELU, compiled=True)
+    summary.fired = torch.eye(6, 4, dtype=torch.bool)
+    summary.stats.positions_fired = torch.arange(4)
+    staged = Staged()
+    staged.add(summary, others=False)
+    stats = staged.added_to(None, 10)
+    assert stats.inputs_fired.tolist() == [1, 1, 1, 1]
+    assert stats.first_fired.tolist() == [10, 11, 12, 13]
+    assert stats.positions_fired.tolist() == [0, 1, 2, 3]
 
 
 @st.composite
@@ -135,16 +206,19 @@ def three_statistics(draw):
     return [stream(part, [len(part)] if len(part) else []) for part in (pre, *others)]
 
 
-def assert_same(a: UnitStats, b: UnitStats) -> None:
-    for declared in fields(UnitStats):
-        left, right = getattr(a, declared.name), getattr(b, declared.name)
-        assert left.dtype == right.dtype == declared.metadata["dtype"], declared.name
-        if declared.metadata["law"] in {"mean", "squares"}:
-            torch.testing.assert_close(left, right, rtol=1e-10, atol=1e-10)
-        elif left.dtype == torch.float64:
-            torch.testing.assert_close(left, right, rtol=1e-13, atol=0)
+DECLARED = [declared for declared in fields(UnitStats) if "law" in declared.metadata]
+
+
+def assert_same(a: UnitStats, b: UnitStats, *, rounding: float = 1e-10) -> None:
+    for declared in DECLARED:
+        left, right, law = getattr(a, declared.name), getattr(b, declared.name), declared.metadata["law"]
+        assert {left.dtype, right.dtype} <= {declared.metadata["dtype"], declared.metadata["narrow"]}, declared.name
+        if law in {"mean", "squares"}:
+            torch.testing.assert_close(left, right, rtol=rounding, atol=rounding)
+        elif law == "sum" and left.dtype == torch.float64:
+            torch.testing.assert_close(left, right, rtol=max(rounding / 1000, 1e-13), atol=0)
         else:
-            assert torch.equal(left, right), declared.name
+            assert torch.equal(left, right.to(left.dtype)), declared.name
 
 
 @given(three_statistics())
@@ -160,13 +234,25 @@ def test_merging_is_associative_and_commutative_and_empty_is_neutral(statistics)
     assert_same(empty.merge(empty), empty)
 
 
-def test_merging_changes_neither_operand():
-    """Both operands are as they were."""
-    a, b = stream(torch.randn(4, 3, 2), [4]), stream(torch.randn(5, 3, 2), [5])
-    before = [getattr(a, declared.name).clone() for declared in fields(a)]
+@pytest.mark.parametrize("compiled", [True, False])
+def test_merging_changes_neither_operand(compiled):
+    """Both operands are as they were, and the result goes on by itself."""
+    a, b = (stream(torch.randn(size, 3, 2), [size], compiled=compiled) for size in (4, 5))
+    before = [getattr(stats, declared.name).clone() for stats in (a, b) for declared in DECLARED]
     merged = a.merge(b)
-    merged.inputs += 1
-    assert all(torch.equal(getattr(a, d.name), kept) for d, kept in zip(fields(a), before, strict=True))
+    assert merged.ledger is None
+    after = [getattr(stats, declared.name) for stats in (a, b) for declared in DECLARED]
+    assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+
+
+def test_merging_the_minimal_statistics_is_as_lawful():
+    """Narrow maxima and counts merge with each other and with nothing, and stay narrow."""
+    parts = [summarize(torch.randn(5, 3, 4), RELU, least=True).stats for _ in range(3)]
+    a, b, c = (count_inputs(stats, torch.rand(5, 3) > 0.5, torch.ones(5, dtype=torch.bool), 0) for stats in parts)
+    assert_same(a.merge(b).merge(c), a.merge(b.merge(c)))
+    assert_same(a.merge(b), b.merge(a))
+    assert_same(a.merge(UnitStats.empty(3)), a)
+    assert (a.merge(b).pre_max.dtype, a.merge(b).non_finite_values.dtype) == (torch.float32, torch.int32)
 
 
 @pytest.mark.parametrize("positions", [1, 4, 256, 4096])
@@ -192,8 +278,8 @@ def test_a_constant_has_no_spread():
 def test_an_empty_call_leaves_nothing():
     """A call on no inputs or no positions counts nothing."""
     for shape in ((0, 3, 4), (2, 3, 0)):
-        for kernel in (summarize, summarize_minimal):
-            summary = kernel(torch.zeros(shape), RELU)
+        for least in (False, True):
+            summary = summarize(torch.zeros(shape), RELU, least=least, compiled=True)
             stats = count_inputs(summary.stats, summary.fired & summary.valid[:, None], summary.valid, 0)
             assert_same(stats, UnitStats.empty(3))
 

@@ -59,3 +59,24 @@ def bn_over_transposed_sequences():
 
 def _transposed_bn(m, x):
     return F.relu(m.bn(m.fc(x).transpose(1, 2)).transpose(1, 2))
+
+
+@case(normal(3, 5, 5), Site("2", 6, {1, 5}, {2}, arrange=channels), seed=1)
+def layer_norm_over_whole_maps():
+    model, x = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LayerNorm((6, 3, 3)), nn.ReLU()), torch.cat(normal(3, 5, 5)())
+    with torch.no_grad():
+        highest = model[:2](x).amax((2, 3)).sort(0).values
+        for unit in (1, 5):
+            model[1].bias[unit] -= highest[-1, unit] + 1
+        model[1].bias[2] -= (highest[-1, 2] + highest[-2, 2]) / 2
+    return model
+
+
+@case(normal(4, 9), Site("2", 6, {1, 5}, {2}, "1.bias", arrange=channels))
+def batch_norm_of_sequences():
+    return settled(nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU()), torch.randn(32, 4, 9))
+
+
+@case(normal(3, 5, 5), Site("2", 6, {1, 5}, {2}, "1.bias", arrange=channels))
+def group_norm_of_one_group():
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.GroupNorm(1, 6), nn.ReLU())

@@ -132,3 +132,35 @@ class LoRA(nn.Module):
 @case(normal(6), Site("relu()", 5, {1, 4}, {0}, "base.bias"))
 def lora():
     return LoRA()
+
+
+def _positive(m, x):
+    return F.relu(F.linear(x, F.softplus(m.weight), m.bias))
+
+
+@case(
+    normal(6),
+    Site("relu()", 5, {1, 4}, {0}, "bias"),
+    order=lambda batch: ["", "relu()"],
+)
+def weights_kept_positive():
+    return Chain(_positive, weight=nn.Parameter(torch.randn(5, 6)), bias=nn.Parameter(torch.zeros(5)))
+
+
+@case(normal(6), Site("relu()", 5, {1, 4}, {0}, "bias"))
+def sparse_inputs():
+    return Chain(
+        lambda m, x: F.relu(torch.sparse.mm(x.to_sparse(), m.weight) + m.bias),
+        weight=nn.Parameter(torch.randn(6, 5)),
+        bias=nn.Parameter(torch.zeros(5)),
+    )
+
+
+def _standardised(m, x):
+    weight = (m.weight - m.weight.mean((1, 2, 3), keepdim=True)) / m.weight.std((1, 2, 3), keepdim=True)
+    return F.relu(F.conv2d(x, weight, m.bias))
+
+
+@case(normal(3, 5, 5), Site("relu()", 5, {1, 4}, {0}, "bias", arrange=channels))
+def weights_standardised_in_the_forward():
+    return Chain(_standardised, weight=nn.Parameter(torch.randn(5, 3, 3, 3)), bias=nn.Parameter(torch.zeros(5)))
