@@ -16,9 +16,9 @@ from torch.nn import functional as F
 import relu_doctor
 from relu_doctor.errors import DataError, UnsupportedModelError
 from tests import processes
+from tests.left_as_it_was.fingerprint import assert_same, fingerprint
 from tests.planting import Case, Site, clone
 from tests.processes import PERCEPTRON
-from tests.test_left_as_it_was import assert_same, fingerprint
 from tests.wrapped import assert_found, found_in, planted_in, scan
 from tests.zoo.registry import Chain
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 import relu_doctor
+from tests.left_as_it_was.fingerprint import assert_same, fingerprint
 from tests.planting import Case, clone
-from tests.test_left_as_it_was import assert_same, fingerprint
 
 
 def found_in(diagnosis: relu_doctor.Diagnosis) -> dict[str, tuple[int, set[int], set[int]]]:

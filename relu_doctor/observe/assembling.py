@@ -48,6 +48,8 @@ def _put_together(spread: Spread, parts: Iterable[UnitStats | None]) -> UnitStat
     nothing = UnitStats.empty(spread.num_units)
     columns: dict[str, Tensor] = {}
     for declared in fields(UnitStats):
+        if "law" not in declared.metadata:
+            continue  # where the numbers come from, no number
         column = getattr(nothing, declared.name).to(getattr(placed[0][1], declared.name).dtype)
         columns[declared.name] = column.clone(memory_format=torch.contiguous_format)
         for units, part in placed:

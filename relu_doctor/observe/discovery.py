@@ -397,9 +397,7 @@ class DiscoveringMode(ForwardMode):
         if candidate is None:
             return
         if bool(torch.isneginf(candidate.choice.pre).any()):
-            self.watch.known.note(
-                f"{candidate.base_name} chooses among what is left of its input, where it is masked: no site"
-            )
+            self.watch.known.note(f"{candidate.base_name} chooses from what a mask leaves: no site")
             return
         known = self.calls[choice.index].site
         if known is not None and low > candidate.low:

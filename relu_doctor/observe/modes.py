@@ -305,13 +305,16 @@ class ForwardMode(WatchingMode):
             )
         here = self.perform(whole, (pre,), {}) if is_spread(pre) else pre
         site = self.identify(witness, name, rectifier, here)
+        if site is not None and (site.rectifier.low, site.rectifier.high) != (rectifier.low, rectifier.high):
+            edges = replace(site.rectifier, low=rectifier.low, high=rectifier.high)  # they are data
+            site = replace(site, rectifier=edges)
         self.whose = self.rows.of(behind)
         self.running.append(Open(self.num_calls, weakref.ref(behind), self.measure(site, arrived(here.detach()))))
         self.num_calls += 1
 
     def _witness(self, name: str, rectifier: Rectifier, pre: Tensor) -> Witness:
         used, self.used = tuple(self.used), {}
-        return name, pre.dim(), rectifier.low, rectifier.high, used
+        return name, pre.dim(), *rectifier.shape, used
 
     def measure(self, site: ActivationSite | None, pre: Tensor) -> Pending | None:
         """Measure a call of a site."""
@@ -412,7 +415,9 @@ class ForwardMode(WatchingMode):
         if rows is not None:
             self.rows.note_packed(result[0], rows)
         if drops_between_inner_layers(func, args):
-            self.watch.known.note("a recurrent layer with dropout: its inner layers were computed once more, without it")
+            self.watch.known.note(
+                "a recurrent layer with dropout: its inner layers were computed once more, without it"
+            )
         for layer in recurrent_layers(func, args, kwargs, result):
             names = [self.watch.known.names.of(weight) for weight in layer.weights]
             used = tuple(name for name in names if name is not None)

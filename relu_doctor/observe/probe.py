@@ -92,8 +92,8 @@ class Probe:
         probe = weakref.proxy(self)  # held by nothing that it holds, so that its model is free when it is closed
         self.rehearser = Rehearser(
             self.watch,
-            lambda *args: probe._undone(probe._discover)(*args),
-            lambda *args: probe._undone(probe._watch)(*args),
+            lambda *args: probe._try(probe._discover, *args),
+            lambda *args: probe._try(probe._watch, *args),
         )
         self._state = ModelState(model)
         self.stats: dict[str, dict[str, UnitStats]] = {}
@@ -195,7 +195,7 @@ class Probe:
         apart = None if rehearsal is None else self.rehearser.rehearse(rehearsal, perform, phase)
         if phase not in self.known.phases:
             with suppress(Exception):  # told when the batch is observed
-                self._undone(self._discover)(run, Reading(None, None, 0, rehearsed=True), phase)
+                self._try(self._discover, run, Reading(None, None, 0, rehearsed=True), phase)
         single = self.known.ranks.single and not self.known.one_by_one
         if not single and (apart or (rehearsal is not None and rehearsal.num_inputs < 2)):
             return Counting(0)
@@ -219,17 +219,13 @@ class Probe:
             return False
         return True
 
-    def _undone(self, watch: Callable[..., ForwardMode]) -> Callable[..., ForwardMode]:
+    def _try(self, watch: Callable[..., ForwardMode], *args: Any) -> ForwardMode:
         """Watch a forward that is only tried out: the model is put back in the state that it was in."""
-
-        def watched(*args: Any) -> ForwardMode:
-            restore = self._state.keep()
-            try:
-                return watch(*args)
-            finally:
-                restore()
-
-        return watched
+        restore = self._state.keep()
+        try:
+            return watch(*args)
+        finally:
+            restore()
 
     def _watch(self, run: Callable[[], object], mode: ForwardMode) -> ForwardMode:
         """Watch a forward; one that raises, and may be run again, leaves no trace in the model's state."""

@@ -67,9 +67,7 @@ class GraphReader:
             if sources or not blocked:
                 lookups = sum(source.edge[0].name() == "EmbeddingBackward0" for source in all_sources(sources))
                 constants = self._constants or 0 < lookups < len(sources)
-                return Provenance(
-                    sources, tuple(sorted(summands)), raw, crossed, _distinct(self._shifts), constants
-                )
+                return Provenance(sources, tuple(sorted(summands)), raw, crossed, _distinct(self._shifts), constants)
         return Provenance([], (), False, 0)
 
     def feeding(self, edges: Iterable[Edge]) -> list[int]:

@@ -68,6 +68,12 @@ class Rectifier:
         """Whether a unit can be held where its slope is zero."""
         return self.low > -math.inf or self.selects
 
+    @property
+    def shape(self) -> tuple[float, float]:
+        """Its interval but for where its edges lie, which may be data: 1 for any that is not at 0 or infinite."""
+        low, high = (edge if edge == 0 or math.isinf(edge) else 1.0 for edge in (self.low, self.high))
+        return low, high
+
     def fired(self, pre: Tensor) -> Tensor:
         """Where pre-activations lie in the firing interval; NaN does not."""
         if self.high == math.inf:

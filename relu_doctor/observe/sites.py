@@ -130,7 +130,7 @@ def build_site(
     for source in all_sources(provenance.sources):
         parameters.update(dict.fromkeys(source.weight + source.additive))
     producers = tuple(parameters)
-    low_high = f"{rectifier.low}:{rectifier.high}"
+    low_high = "{}:{}".format(*rectifier.shape)
     spread = units.spread
     identity = [
         kind,

@@ -126,11 +126,17 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
             raise AssertionError(f"{name} changed{_where(value, after[name])}")
 
 
-def _where(before: object, after: object) -> str:
+def _where(before: object, after: object, place: str = "") -> str:
+    """Where two nests differ, and how."""
     if isinstance(before, dict) and isinstance(after, dict):
-        changed = [key for key in {**before, **after} if before.get(key, after) != after.get(key, before)]
-        return f" at {changed[0]}: {str(before.get(changed[0]))[:300]} -> {str(after.get(changed[0]))[:300]}"
-    return f": {str(before)[:300]} -> {str(after)[:300]}"
+        for key in {**before, **after}:
+            if before.get(key, _where) != after.get(key, _where):
+                return _where(before.get(key), after.get(key), f"{place} at {key}")
+    if isinstance(before, tuple | list) and isinstance(after, tuple | list) and len(before) == len(after):
+        for index, (one, other) in enumerate(zip(before, after, strict=True)):
+            if one != other:
+                return _where(one, other, f"{place}, {index}")
+    return f"{place}: {str(before)[:300]} -> {str(after)[:300]}"
 
 
 def _held(value: object) -> object:

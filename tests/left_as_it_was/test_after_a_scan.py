@@ -45,7 +45,7 @@ def step(model: nn.Module, case: object, batch: object) -> list[Tensor]:
 
 @pytest.mark.parametrize(("name", "mode"), ALL)
 def test_a_scan_leaves_any_model_as_it_was(name, mode):
-    """Nothing has changed, the model pickles to the same bytes, and its next step of training is bit for bit the same."""
+    """Nothing has changed, it pickles to the same bytes, and its next step of training is bit for bit the same."""
     case = CASES[name]
     model, batches = case.build()
     unsettle(model)

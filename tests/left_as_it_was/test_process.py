@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -64,9 +65,7 @@ PROGRAM = textwrap.dedent(
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a fresh process finds changed after the import, after a scan that loads the kernel, and in a forked child."""
-    import os
-
+    """What a fresh process finds changed after the import, after a scan that loads the kernel, and in its child."""
     folder = tmp_path_factory.mktemp("here")
     home = Path(__file__).parents[2]
     result = subprocess.run(

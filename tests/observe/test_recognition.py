@@ -1,67 +1,18 @@
-"""Every way to apply a rectifier: written out, in autograd functions, through a top-k, by modules of one's own."""
+"""Every way to apply a rectifier: modules, functions, written out."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
 import relu_doctor
-from relu_doctor import Rectifier
-from relu_doctor.errors import NoActivationSitesError, UnsupportedModelError
-
-DEAD, ONCE = {1, 4}, {2}
-SPECIAL = 17  # the one input on which the once-unit fires
-
-
-def inputs(*shape: int, num_inputs: int = 60):
-    """Normal inputs whose last feature is zero but in one of them."""
-    x = torch.randn(num_inputs, *shape, generator=torch.Generator().manual_seed(0))
-    x[..., -1] = 0
-    x[SPECIAL, ..., -1] = 1
-    return x
-
-
-def planted(in_features: int, units: int = 7) -> nn.Linear:
-    """Units 1 and 4 never fire; unit 2 only on the special input; the others on about half."""
-    torch.manual_seed(1)
-    layer = nn.Linear(in_features, units)
-    with torch.no_grad():
-        layer.weight[:, -1] = 0
-        layer.bias[sorted(DEAD)] = -100.0
-        layer.weight[2] = 0
-        layer.weight[2, -1] = 50.0
-        layer.bias[2] = -10.0
-    return layer
-
-
-class Net(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.first, self.last, self.function = planted(8), nn.Linear(7, 3), function
-
-    def forward(self, x):
-        return self.last(self.function(self.first(x)))
-
-
-class Jump(torch.autograd.Function):
-    """A JumpReLU with a straight-through gradient for its threshold, as sparse autoencoders train it."""
-
-    @staticmethod
-    def forward(ctx, x, threshold):
-        ctx.save_for_backward(x, threshold)
-        return x * (x > threshold).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, threshold = ctx.saved_tensors
-        return gradient * (x > threshold), None
+from relu_doctor.errors import NoActivationSitesError
+from tests.planted_layers import DEAD, SPECIAL, Module, Net, dead_units, fires_by_output, inputs, planted
 
 
 def by_index(z):
@@ -75,52 +26,10 @@ def in_place_times_mask(z):
     return z.mul_(z > 0)
 
 
-def relu_above_its_own_threshold(z):
-    acts = F.relu(z)
-    return acts * (acts > 0.3)
-
-
-def read_twice(z):
-    acts = F.relu(z)
-    return acts * 0.5 + acts.topk(1).values
-
-
-def top_k_of_relu(z):
-    acts = F.relu(z)
-    top = acts.topk(2, sorted=False, dim=-1)
-    return torch.zeros_like(acts).scatter_(dim=-1, index=top.indices, src=top.values)
-
-
-def relu_of_top_k(z):
-    values, indices = torch.topk(z, k=3, dim=-1)
-    result = torch.zeros_like(z)
-    result.scatter_(-1, indices, F.relu(values))
-    return result
-
-
-def relu_of_scattered(z):
-    values, indices = z.topk(3)
-    return torch.zeros_like(z).scatter(-1, indices, values).relu()
-
-
-def plain_top_k(z):
-    values, indices = z.topk(2)
-    return z.new_zeros(z.shape).scatter(-1, indices, values)
-
-
-def batch_top_k(z):
-    acts = F.relu(z).flatten()
-    top = acts.topk(2 * len(z), dim=-1)
-    return torch.zeros_like(acts).scatter(-1, top.indices, top.values).reshape(z.shape)
-
-
-def masked_top_k(z):
-    indices = z.topk(2).indices
-    return z * torch.zeros_like(z).scatter_(-1, indices, 1.0)
-
-
-def by_kth_value(z):
-    return z * (z >= z.topk(2).values[..., -1:])
+def by_a_mask_of_what_was_copied(z):
+    copied = z.clone()
+    copied[z < 0] = 0
+    return copied
 
 
 RECTIFYING = {
@@ -161,38 +70,38 @@ RECTIFYING = {
     "by_index": by_index,
     "squared": lambda z: F.relu(z) ** 2,
     "square": lambda z: F.relu(z).square(),
+    "where_by_name": lambda z: torch.where(condition=z > 0, input=z, other=0.0),
+    "where_not_below_zeros": lambda z: torch.where(z >= 0, z, torch.zeros_like(z)),
+    "detached_mask": lambda z: z * (z.detach() > 0),
+    "mask_of_data": lambda z: z * (z.data > 0).float(),
+    "by_a_mask_of_what_was_copied": by_a_mask_of_what_was_copied,
+    "masked_fill_of_a_copy": lambda z: z.clone().masked_fill_(z < 0, 0),
+    "clamp_by_a_tensor": lambda z: torch.clamp(z, min=torch.tensor(0.0)),
+    "clamp_min_by_zeros": lambda z: z.clamp_min(torch.zeros_like(z)),
+    "times_both_masks": lambda z: z * ((z > 0) & (z < 60)),
+    "power_times_mask": lambda z: (z > 0) * z**2,
+    "negative_of_the_smaller": lambda z: -torch.minimum(-z, torch.zeros_like(z)),
+    "negative_of_a_clamp": lambda z: torch.clamp_max(-z, 0).neg(),
+    "clamp_from_above": lambda z: z.clamp(max=0),
+    "hardtanh_from_above": lambda z: F.hardtanh(z / 100, -5.0, 0.0),
+    "less_the_smaller": lambda z: z - torch.minimum(z, torch.tensor(0.0)),
+    "less_a_clamp": lambda z: z - z.clamp(max=0),
+    "half_with_its_magnitude": lambda z: 0.5 * (z + z.abs()),
+    "magnitude_with_it": lambda z: (torch.abs(z) + z) / 2,
+    "product_of_two": lambda z: F.relu(z) * F.relu(z),
+    "of_the_negative": lambda z: F.relu(-z),
+    "softshrink": lambda z: F.softshrink(z, 0.3),
+    "hardshrink": lambda z: F.hardshrink(z),
+    "rrelu_with_no_slope": lambda z: F.rrelu(z, 0.0, 0.0),
+    "an_operator": lambda z: torch.ops.aten.relu(z),
 }
-SELECTING = {
-    "jump": lambda z: Jump.apply(z, torch.tensor(0.3)),
-    "above_a_threshold": lambda z: z * (z > 0.3),
-    "relu_above_a_threshold": lambda z: F.relu(z) * (z > 0.3),
-    "relu_above_its_own_threshold": relu_above_its_own_threshold,
-    "threshold_from_the_left": lambda z: torch.where(torch.full((7,), 0.3) < z, z, 0),
-    "top_k_of_relu": top_k_of_relu,
-    "relu_of_top_k": relu_of_top_k,
-    "relu_of_scattered": relu_of_scattered,
-    "plain_top_k": plain_top_k,
-    "batch_top_k": batch_top_k,
-    "masked_top_k": masked_top_k,
-    "by_kth_value": by_kth_value,
-}
-
-
-def dead_units(diagnosis) -> list[set[int]]:
-    return [set(mask.nonzero().flatten().tolist()) for mask in diagnosis.mask("dead").values()]
-
-
-def fires_by_output(function, z) -> torch.Tensor:
-    """Bool (inputs, units): where a function's output is not zero at any position."""
-    fired = function(z.clone()) != 0
-    return fired.reshape(len(z), -1, z.shape[-1]).any(1)
 
 
 @pytest.mark.parametrize("shape", [(8,), (5, 8)], ids=["features", "sequences"])
-@pytest.mark.parametrize("name", [*RECTIFYING, *SELECTING])
+@pytest.mark.parametrize("name", [*RECTIFYING])
 def test_a_unit_fires_where_its_output_is_not_zero(name, shape):
     """Each way of writing a rectifier is one site, whose firings are those of the stored outputs."""
-    function = {**RECTIFYING, **SELECTING}[name]
+    function = RECTIFYING[name]
     model, x = Net(function), inputs(*shape)
     batches = list(x.split(20))
     with torch.no_grad():
@@ -200,90 +109,188 @@ def test_a_unit_fires_where_its_output_is_not_zero(name, shape):
     diagnosis = relu_doctor.scan(model, batches, exhaustive=True)
     assert len(diagnosis.sites) == 1
     assert diagnosis.units["inputs_fired"].tolist() == fired.sum(0).tolist()
-    assert fired[:, 2].nonzero().flatten().tolist() == [SPECIAL]
-    assert set((fired.sum(0) == 0).nonzero().flatten().tolist()) == set(*dead_units(diagnosis)) >= DEAD
+    if "negative" not in name and "above" not in name and "shrink" not in name:
+        assert fired[:, 2].nonzero().flatten().tolist() == [SPECIAL]
+        assert set(*dead_units(diagnosis)) >= DEAD
+    silent = (fired.sum(0) == 0).nonzero().flatten().tolist()
+    assert set(silent) == set(*dead_units(diagnosis)) | saturated(diagnosis)
     first = diagnosis.units["first_fired"].fillna(-1).astype(int).tolist()
     assert first == [int(column.nonzero()[0]) if column.any() else -1 for column in fired.T]
 
 
-@pytest.mark.parametrize("name", sorted(SELECTING))
-def test_minimal_statistics_count_what_is_selected(name):
-    """statistics="minimal" sees the same firings."""
-    model, x = Net(SELECTING[name]), inputs(8)
-    full, minimal = (relu_doctor.scan(model, x, statistics=kind, exhaustive=True) for kind in ("full", "minimal"))
-    assert full.units["inputs_fired"].tolist() == minimal.units["inputs_fired"].tolist()
-    assert dead_units(full) == dead_units(minimal)
+def saturated(diagnosis) -> set[int]:
+    return set(diagnosis.units.index[diagnosis.units["status"] == "saturated"])
 
 
-def test_a_unit_that_is_positive_but_never_selected_is_dead():
-    """What a ReLU lets pass and the top-k behind it never selects gets no gradient, and the report says so."""
-    model = Net(top_k_of_relu)
-    with torch.no_grad():
-        model.first.weight[6] = 0
-        model.first.bias[6] = 1e-3  # always positive, always outdone
-    x = inputs(8)
-    with torch.no_grad():
-        fired = fires_by_output(top_k_of_relu, model.first(x))
-        x = x[fired[:, [0, 3, 5]].sum(1) >= 2]  # two others fire, so that the constant is not among the top two
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    unit = diagnosis.units.iloc[6]
-    assert (unit["status"], unit["mechanism"], unit["pre_max"] > 0) == ("dead", "not_selected", True)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: F.relu(z) - 0.1 * F.relu(-z),
+        lambda z: z.clamp(min=0) + 0.25 * z.clamp(max=0),
+        lambda z: F.relu(z) + torch.exp(torch.minimum(z, torch.tensor(0.0))) - 1,
+        lambda z: z.clamp(min=0) + torch.log1p(torch.exp(-z.abs())),
+    ],
+    ids=["leaky", "prelu", "elu", "softplus"],
+)
+def test_rectifiers_that_make_up_one_without_a_flat_side_are_not_dead_in_it(function):
+    """A leaky ReLU written as a sum of two ReLUs is one site, which cannot die."""
+    diagnosis = relu_doctor.scan(Net(function), inputs(8), exhaustive=True)
+    assert len(diagnosis.sites) == 1
+    assert dead_units(diagnosis) == [set()]
+    assert diagnosis.units["inputs_fired"].tolist() == [60] * 7
 
 
-def test_a_relu_that_is_also_read_past_its_top_k_fires_where_it_is_positive():
-    """A gradient reaches it on the other way."""
-    model = Net(lambda z: top_k_of_relu(z) + F.relu(z) * 0.5)
-    both = Net(read_twice)
-    x = inputs(8)
-    with torch.no_grad():
-        positive = (model.first(x) > 0).sum(0).tolist()
-    assert relu_doctor.scan(both, x, exhaustive=True).units["inputs_fired"].tolist() == positive
-    assert len(relu_doctor.scan(model, x, exhaustive=True).sites) == 1  # one set of producers, one site
+def test_a_prelu_written_out_with_its_parameter():
+    """As Keras writes it, with a learned slope per unit."""
 
-
-def test_a_learned_threshold_per_unit_decides():
-    """JumpReLU fires above its own threshold, unit by unit."""
-
-    class Sparse(nn.Module):
+    class Written(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = planted(8), nn.Linear(7, 8)
-            self.log_threshold = nn.Parameter(torch.linspace(-3, 1, 7))
+            self.first, self.last, self.alpha = planted(8), nn.Linear(7, 2), nn.Parameter(torch.full((7,), 0.25))
 
         def forward(self, x):
             z = self.first(x)
-            return self.last(Jump.apply(z, self.log_threshold.exp()))
+            return self.last(F.relu(z) + -self.alpha * F.relu(-z))
 
-    model, x = Sparse(), inputs(8)
-    with torch.no_grad():
-        expected = (model.first(x) > model.log_threshold.exp()).sum(0).tolist()
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    assert diagnosis.units["inputs_fired"].tolist() == expected
-    assert dead_units(diagnosis) == [{unit for unit, count in enumerate(expected) if count == 0}] != [DEAD]
+    diagnosis = relu_doctor.scan(Written(), list(inputs(8).split(20)), exhaustive=True)
+    assert dead_units(diagnosis) == [set()]
 
 
-def test_top_k_over_channels_of_a_convolution():
-    """Which unit a chosen value belongs to is told on any axis."""
+def test_both_halves_of_a_crelu_are_sites():
+    """What is joined, not added, makes up no other function."""
+    model = Net(lambda z: torch.cat([F.relu(z), F.relu(-z)], -1)[..., :7])
+    diagnosis = relu_doctor.scan(model, inputs(8), exhaustive=True)
+    assert sorted(map(len, dead_units(diagnosis))) == [0, 2]
 
-    class Channels(nn.Module):
+
+def test_a_rectifier_whose_output_is_read_by_itself_stays_a_site():
+    """relu(x) - x is a rectifier of its own beside relu(x), where a layer reads relu(x)."""
+
+    class Both(nn.Module):
         def __init__(self):
             super().__init__()
-            torch.manual_seed(0)
-            self.conv = nn.Conv2d(3, 6, 3)
-            with torch.no_grad():
-                self.conv.bias[[1, 4]] = -100.0
+            self.first, self.last = planted(8), nn.Linear(7, 2)
 
         def forward(self, x):
-            acts = self.conv(x).relu()
-            values, indices = acts.topk(1, dim=1)
-            return torch.zeros_like(acts).scatter(1, indices, values)
+            z = self.first(x)
+            acts = F.relu(z)
+            return self.last(acts) + self.last(acts - z)
 
-    model, x = Channels(), torch.randn(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    diagnosis = relu_doctor.scan(Both(), list(inputs(8).split(20)), exhaustive=True)
+    assert diagnosis.sites["rectifier"].tolist() == ["relu", "sub"]
+    assert dead_units(diagnosis) == [DEAD, set()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "function", [lambda z: z * (z > 0.3), lambda z: F.threshold(z, 0.3, 0.0)], ids=["gate", "threshold"]
+)
+def test_a_threshold_is_compared_in_the_numbers_of_its_type(function, dtype):
+    """0.3 in bfloat16 is 0.30078."""
+    model, x = Net(function).to(dtype), inputs(8, num_inputs=400).to(dtype)
     with torch.no_grad():
-        fired = (model(x) != 0).flatten(2).any(2)
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
+        expected = (model.first(x) > 0.3).sum(0).tolist()
+    assert relu_doctor.scan(model, x, exhaustive=True).units["inputs_fired"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: z * (z > torch.quantile(z, 0.7).item()),
+        lambda z: z.clamp(0, torch.quantile(z, 0.9).item()),
+        lambda z: F.threshold(z, z.abs().mean().item(), 0.0),
+    ],
+    ids=["gate", "clamp", "threshold"],
+)
+def test_edges_that_are_data_make_one_site(function):
+    """Each batch is counted by the edges that it has, and all of them are of one site."""
+    model, batches = Net(function), list(inputs(8).split(20))
+    with torch.no_grad():
+        pre = [model.first(batch) for batch in batches]
+    highest = [torch.quantile(z, 0.9) if "clamp" in function.__code__.co_names else math.inf for z in pre]
+    lowest = [(function(z) != 0) & (z < high) for z, high in zip(pre, highest, strict=True)]
+    diagnosis = relu_doctor.scan(model, batches, exhaustive=True)
+    assert diagnosis.units["inputs_fired"].tolist() == sum(fired.sum(0) for fired in lowest).tolist()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda z: torch.where(z > 0, z, torch.zeros_like(z)),
+        lambda z: torch.maximum(z, torch.zeros_like(z)),
+        lambda z: z - z.clamp(max=0),
+        lambda z: torch.zeros_like(z).scatter_(-1, z.topk(2).indices, z.topk(2).values.relu()),
+    ],
+    ids=["where", "maximum", "less", "top_k"],
+)
+def test_inside_inference_mode(function):
+    """Tensors of inference mode, which do not tell when they are written to, are followed as well."""
+
+    class Inferring(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = planted(8), nn.Linear(7, 2)
+
+        def forward(self, x):
+            with torch.inference_mode():
+                return self.last(function(self.first(x)))
+
+    model, x = Inferring(), inputs(8)
+    with torch.no_grad():
+        fired = fires_by_output(function, model.first(x))
+    diagnosis = relu_doctor.scan(model, list(x.split(20)), exhaustive=True)
     assert diagnosis.units["inputs_fired"].tolist() == fired.sum(0).tolist()
-    assert fired.any(0).sum() < 6
+
+
+def test_what_is_known_of_a_tensor_is_forgotten_when_it_is_written_to():
+    """A mask of a tensor that changed since, and a relu's output that something was added to, tell nothing."""
+
+    def stale(z):
+        copied = z.clone()
+        mask = copied > 0
+        copied.sub_(5)
+        added = F.relu(z)
+        added += z.flip(-1)
+        return copied * mask + added.topk(7).values
+
+    diagnosis = relu_doctor.scan(Net(stale), inputs(8), exhaustive=True)
+    with torch.no_grad():
+        positive = (Net(stale).first(inputs(8)) > 0).sum(0).tolist()
+    assert diagnosis.units["inputs_fired"].tolist() == positive
+
+
+def test_an_iteration_that_rectifies_what_it_started_from_is_one_site():
+    """As entmax does, which looks for its threshold step by step."""
+
+    def entmax(z):
+        threshold = z.amax(-1, keepdim=True) - 1
+        for _ in range(5):
+            p = torch.clamp(z - threshold, min=0) ** 2
+            threshold = threshold + (p.sum(-1, keepdim=True) - 1) * 0.1
+        return p
+
+    diagnosis = relu_doctor.scan(Net(entmax), list(inputs(8).split(20)), exhaustive=True)
+    assert diagnosis.sites["num_units"].tolist() == [7]
+    assert dead_units(diagnosis) == [DEAD]
+
+
+def test_a_forward_that_asks_autograd_where_gradients_are_enabled():
+    """A model of energies and forces cannot run without gradients, and is observed with them."""
+
+    class Energy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.last = nn.Sequential(planted(8), nn.ReLU(), nn.Linear(7, 1)), planted(8)
+
+        def forward(self, x):
+            x = x.detach().clone().requires_grad_()
+            (force,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+            return self.last(force).relu()
+
+    model, x = Energy(), inputs(8)
+    fired = [(model.net[0](x) > 0).sum(0).tolist(), (model(x) > 0).sum(0).tolist()]
+    diagnosis = relu_doctor.scan(model, list(x.split(20)), exhaustive=True)
+    assert diagnosis.units["inputs_fired"].tolist() == fired[0] + fired[1]
 
 
 @pytest.mark.parametrize(
@@ -296,24 +303,22 @@ def test_top_k_over_channels_of_a_convolution():
         lambda z: z * (z.abs() > 0.5).roll(1, -1),
         lambda z: torch.clamp(z, min=-1),
         lambda z: z.masked_fill(torch.arange(7) > 3, 0),
+        lambda z: z * (torch.rand_like(z) > 0.5) * 2,
+        lambda z: z * (z.sum(-1, keepdim=True) > 0),
+        lambda z: F.hardtanh(z),
+        lambda z: z - z.mean(-1, keepdim=True),
+        lambda z: z + z.abs() * 0.5,
+        lambda z: z.clamp(-torch.quantile(z, 0.9).item(), torch.quantile(z, 0.9).item()),
+        lambda z: z / z.norm(dim=-1, keepdim=True).clamp(min=0),
+        lambda z: z.topk(3).values.mean(-1, keepdim=True),
     ],
-    ids=["routing", "one_hot", "leaky", "maxout", "foreign_mask", "clamp_elsewhere", "fixed_mask"],
+    ids=["routing", "one_hot", "leaky", "maxout", "foreign_mask", "clamp_elsewhere", "fixed_mask", "dropout", "padding"]
+    + ["hardtanh", "centred", "leaky_magnitude", "quantiles", "norm", "pooling"],
 )
 def test_what_does_not_rectify_is_no_site(function):
     """Routing, maxout and masks that ask something else are not taken for rectifiers."""
     with pytest.raises(NoActivationSitesError):
         relu_doctor.scan(nn.Sequential(planted(8), Module(function)), inputs(8))
-
-
-class Module(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args):
-        return self.function(*args)
 
 
 IMMORTAL = [
@@ -328,6 +333,8 @@ IMMORTAL = [
     nn.Softplus(),
     nn.Mish(),
 ]
+
+
 MORTAL = [
     (nn.ReLU(), 0.0, math.inf),
     (nn.ReLU6(), 0.0, 6.0),
@@ -335,6 +342,10 @@ MORTAL = [
     (nn.Threshold(0.2, 0.0), 0.2, math.inf),
     (nn.Hardswish(), -3.0, math.inf),
     (nn.LeakyReLU(0.0), 0.0, math.inf),
+    (nn.RReLU(0.0, 0.0), 0.0, math.inf),
+    (nn.Threshold(1, -7.0), 1.0, math.inf),
+    (nn.Hardtanh(-2.0, 0.0), -2.0, 0.0),
+    (nn.ReLU6(inplace=True), 0.0, 6.0),
 ]
 
 
@@ -371,297 +382,3 @@ def test_gated_units(gate):
 
     diagnosis = relu_doctor.scan(Gated(), inputs(8), exhaustive=True)
     assert dead_units(diagnosis) == [DEAD if gate is F.relu else set()]
-
-
-class Halves(nn.Module):
-    """A rectifier that no call betrays."""
-
-    def forward(self, z):
-        return z * (torch.tanh(z * 1e4) + 1) / 2
-
-
-class GatedHalf(nn.Module):
-    """Half of its input, where the other half is positive."""
-
-    def forward(self, z):
-        value, gate = z.chunk(2, -1)
-        return value * gate.sign().clamp(0, 1)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        [Halves],
-        {Halves: (0, math.inf)},
-        [Rectifier(Halves)],
-        [Rectifier(Halves, fires=lambda pre, post: post != 0)],
-        [Rectifier(Halves, fires=lambda pre: pre > 0)],
-        [Rectifier(Halves, fires=lambda pre, post, module: (post > 0) & isinstance(module, Halves))],
-    ],
-    ids=["class", "interval", "rectifier", "fires", "fires_by_pre", "fires_by_module"],
-)
-def test_modules_of_ones_own(given):
-    """A module is named by its class, its interval or a function that tells where it fires."""
-    diagnosis = relu_doctor.scan(nn.Sequential(planted(8), Halves()), inputs(8), rectifiers=given, exhaustive=True)
-    assert dead_units(diagnosis) == [DEAD]
-    assert diagnosis.units["inputs_fired"].tolist()[2] == 1
-
-
-def test_a_probed_interval_is_told():
-    """The zero-slope region that autograd shows is printed."""
-
-    class Shifted(nn.Module):
-        def forward(self, z):
-            return F.relu(z + 1.5)
-
-    diagnosis = relu_doctor.scan(nn.Sequential(planted(8), Shifted()), inputs(8), rectifiers=[Shifted])
-    assert "Shifted: its slope was probed on [-10, 10]: fires where z > -1.5" in diagnosis.table.coverage.notes
-
-
-def test_units_of_the_output_where_a_module_halves_its_input():
-    """A function that tells firing in the output's shape makes the output's units the site's."""
-    torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(8, 14), GatedHalf()), inputs(8)
-    with torch.no_grad():
-        model[0].bias[[8, 11]] = -100.0
-        fired = (model(x) != 0).sum(0).tolist()
-    gate = Rectifier(GatedHalf, fires=lambda pre, post: post != 0)
-    diagnosis = relu_doctor.scan(model, x, rectifiers=[gate], exhaustive=True)
-    assert diagnosis.units["inputs_fired"].tolist() == fired
-    assert dead_units(diagnosis) == [{1, 4}]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ([3], "expects nn.Module classes"),
-        ({Halves: 3}, "(low, high) with low < high"),
-        ({Halves: (1, 0)}, "(low, high) with low < high"),
-        ([Rectifier(Halves, fires=lambda pre: 3)], "must return a boolean tensor of the shape of its input (60, 7)"),
-        ([Rectifier(Halves, fires=lambda pre: 1 / 0)], "raised ZeroDivisionError"),
-        ([Rectifier("relu")], "expects nn.Module classes"),
-    ],
-    ids=["number", "no_pair", "empty_interval", "no_mask", "raises", "name"],
-)
-def test_a_wrong_rectifier_is_told_in_a_sentence(given, said):
-    """What was expected and what was found."""
-    with pytest.raises(UnsupportedModelError) as error:
-        relu_doctor.scan(nn.Sequential(planted(8), Halves()), inputs(8), rectifiers=given)
-    assert said in str(error.value)
-
-
-def test_a_look_alike_is_pointed_out():
-    """A class of one's own that behaves like a rectifier is named, beside the sites and where there are none."""
-    with pytest.raises(NoActivationSitesError, match=r"1 \(Halves\) looks like a rectifier.*rectifiers=\[Halves\]"):
-        relu_doctor.scan(nn.Sequential(planted(8), Halves()), inputs(8))
-    both = nn.Sequential(planted(8), nn.ReLU(), planted(7), Halves(), nn.Dropout(), nn.Identity())
-    notes = relu_doctor.scan(both, inputs(8)).table.coverage.notes
-    assert [note for note in notes if "looks like" in note] == [
-        "3 (Halves) looks like a rectifier and was not measured: name it with rectifiers=[Halves] or --rectifier"
-    ]
-
-
-class Tapped(nn.Module):
-    def __init__(self, fires=None):
-        super().__init__()
-        self.first, self.fires = planted(8), fires
-
-    def forward(self, x):
-        z = self.first(x)
-        return relu_doctor.tap("gate", z, (z + z.abs()) / 2, fires=self.fires)
-
-
-def test_a_tap_is_a_site_in_a_scan_and_nothing_outside():
-    """A tap names a place in any forward; outside a scan it hands its output back."""
-    model, x = Tapped(), inputs(8)
-    with torch.no_grad():
-        z = model.first(x)
-        assert torch.equal(model(x), (z + z.abs()) / 2)
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    assert diagnosis.sites["site"].tolist() == ["gate"]
-    assert dead_units(diagnosis) == [DEAD]
-    assert diagnosis.units["inputs_fired"].tolist() == (z > 0).sum(0).tolist()
-    above = relu_doctor.scan(Tapped(lambda pre, post: post > 1), x, exhaustive=True)
-    assert above.units["inputs_fired"].tolist() == (z > 1).sum(0).tolist()
-
-
-def test_a_tap_of_two_shapes_is_refused():
-    """pre and post must be of one shape."""
-
-    class Bad(nn.Module):
-        def forward(self, x):
-            return relu_doctor.tap("bad", x, x[:, :1])
-
-    with pytest.raises(UnsupportedModelError, match="two tensors of one shape"):
-        relu_doctor.scan(Bad(), inputs(8))
-
-
-def stacked(names: tuple[set[int], ...]) -> nn.Module:
-    """An ensemble whose members are mapped over, each with dead units of its own."""
-    torch.manual_seed(0)
-    members = [nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2)) for _ in names]
-    for member, dead in zip(members, names, strict=True):
-        with torch.no_grad():
-            member[0].bias[sorted(dead)] = -100.0
-    parameters, _ = stack_module_state(members)
-    skeleton = copy.deepcopy(members[0]).to("meta")
-
-    class Ensemble(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stack = nn.ParameterDict({k.replace(".", "_"): nn.Parameter(v) for k, v in parameters.items()})
-
-        def forward(self, x):
-            own = {name.replace("_", "."): value for name, value in self.stack.items()}
-            return vmap(lambda p, x: functional_call(skeleton, p, (x,)), in_dims=(0, None))(own, x)
-
-    return Ensemble()
-
-
-def test_vmap_over_stacked_parameters_has_a_unit_per_member_and_feature():
-    """Unit = member x feature, and each input is counted once."""
-    model, x = stacked(({0}, {3}, set())), inputs(8)
-    with torch.no_grad():
-        z = torch.einsum("bi,moi->bmo", x, model.stack["0_weight"]) + model.stack["0_bias"]
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    assert diagnosis.sites["num_units"].tolist() == [15]
-    assert dead_units(diagnosis) == [{0, 8}]
-    assert diagnosis.units["inputs_fired"].tolist() == (z > 0).sum(0).flatten().tolist()
-    assert set(diagnosis.units["inputs"]) == {60}
-
-
-def test_vmap_over_the_inputs():
-    """A forward that maps over its batch is counted input by input."""
-    net = nn.Sequential(planted(8), nn.ReLU(), nn.Linear(7, 2))
-    diagnosis = relu_doctor.scan(Wrapped(net), inputs(8), exhaustive=True)
-    assert dead_units(diagnosis) == [DEAD]
-    assert diagnosis.units["inputs_fired"].tolist()[2] == 1
-    assert set(diagnosis.units["inputs"]) == {60}
-
-
-class Wrapped(nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return vmap(self.net)(x)
-
-
-def test_a_rectifier_under_another_transform():
-    """Inside torch.func.grad each input is counted as outside."""
-
-    class Energy(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net, self.last = nn.Sequential(planted(8), nn.ReLU(), nn.Linear(7, 1)), planted(8)
-
-        def forward(self, x):
-            force = torch.func.grad(lambda x: self.net(x).sum())(x)
-            return self.last(force).relu()
-
-    model, x = Energy(), inputs(8)
-    with torch.no_grad():
-        fired = (model.net[0](x) > 0).sum(0).tolist()
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    assert diagnosis.sites["num_units"].tolist() == [7, 7]
-    assert diagnosis.units["inputs_fired"].tolist()[:7] == fired
-    assert dead_units(diagnosis)[0] == DEAD
-
-
-class Recurrent(nn.Module):
-    def __init__(self, **arguments):
-        super().__init__()
-        torch.manual_seed(0)
-        self.rnn = nn.RNN(8, 5, nonlinearity="relu", batch_first=True, **arguments)
-        for name, parameter in self.rnn.named_parameters():
-            if "bias_ih" in name:
-                with torch.no_grad():
-                    parameter[1] = -100.0
-
-    def forward(self, x):
-        return self.rnn(x)[0]
-
-
-@pytest.mark.parametrize("arguments", [{}, {"bias": False}, {"num_layers": 2, "bidirectional": True}])
-def test_a_recurrent_layer_fires_where_its_output_is_positive(arguments):
-    """nn.RNN with ReLU: a site per layer and direction; columns that need pre-activations are empty."""
-    model, x = Recurrent(**arguments), inputs(6, 8)
-    with torch.no_grad():
-        last = (model(x) > 0).any(1).sum(0)
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    directions = 2 if arguments.get("bidirectional") else 1
-    assert len(diagnosis.sites) == directions * arguments.get("num_layers", 1)
-    assert diagnosis.units["inputs_fired"].tolist()[-5 * directions :] == last.tolist()
-    assert diagnosis.units[["pre_max", "pre_min", "pre_mean", "pre_std"]].isna().all(axis=None)
-    assert all("only its outputs are seen" in site.note for site in diagnosis.table.sites)
-    if arguments.get("bias", True):
-        assert all(1 in dead for dead in dead_units(diagnosis))
-        assert diagnosis.units["bias"].notna().all()
-
-
-def test_the_inner_layers_of_a_recurrent_stack_are_those_of_the_layer_alone():
-    """What only the next layer reads is computed as the layer by itself computes it."""
-    model, x = Recurrent(num_layers=3), inputs(6, 8)
-    first = nn.RNN(8, 5, nonlinearity="relu", batch_first=True)
-    first.load_state_dict({k: v for k, v in model.rnn.state_dict().items() if k.endswith("l0")})
-    with torch.no_grad():
-        expected = (first(x)[0] > 0).any(1).sum(0).tolist()
-    diagnosis = relu_doctor.scan(model, x, exhaustive=True)
-    assert diagnosis.units["inputs_fired"].tolist()[:5] == expected
-
-
-def test_packed_sequences_count_no_padding():
-    """Of packed sequences each counts its own steps."""
-
-    class Packed(Recurrent):
-        def forward(self, x):
-            lengths = torch.tensor([6] * 30 + [2] * (len(x) - 30)) if len(x) > 30 else torch.tensor([6] * len(x))
-            return self.rnn(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))[1]
-
-    diagnosis = relu_doctor.scan(Packed(), inputs(6, 8), exhaustive=True)
-    assert set(diagnosis.units["positions"]) == {30 * 6 + 30 * 2}
-    assert dead_units(diagnosis)[0] >= {1}
-
-
-def test_a_recurrent_cell_is_one_site_over_its_steps():
-    """nn.RNNCell with ReLU, over numbers of steps that vary from batch to batch."""
-
-    class Cell(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.cell = nn.RNNCell(8, 5, nonlinearity="relu")
-            with torch.no_grad():
-                self.cell.bias_ih[1] = -100.0
-
-        def forward(self, x):
-            state, states = None, []
-            for step in x.unbind(1):
-                state = self.cell(step, state)
-                states.append(state)
-            return torch.stack(states, 1)
-
-    model, batches = Cell(), [inputs(6, 8), inputs(3, 8), inputs(6, 8)]
-    with torch.no_grad():
-        fired = sum((model(batch) > 0).any(1).sum(0) for batch in batches)
-    diagnosis = relu_doctor.scan(model, batches, exhaustive=True)
-    assert diagnosis.units["inputs_fired"].tolist() == fired.tolist()
-    assert diagnosis.units["site"].unique().tolist() == ["cell"]
-
-
-def test_no_activation_outlives_a_scan():
-    """Ledgers and modes hold activations weakly: with the scan over, none is alive."""
-    import gc
-    import weakref
-
-    kept: list[weakref.ref] = []
-
-    def keep(z):
-        kept.append(weakref.ref(z))
-        return top_k_of_relu(z)
-
-    relu_doctor.scan(Net(keep), inputs(8))
-    gc.collect()
-    assert kept
-    assert all(reference() is None for reference in kept)
