@@ -66,9 +66,9 @@ def interval_text(rectifier: Rectifier) -> str:
 
 
 def output_like(pre: Tensor, output: object) -> Tensor | None:
-    """The tensor of an output that is of a pre-activation's shape, or else its first; ``None`` where there is none."""
-    tensors = list(tensors_in(output))
-    return next((tensor for tensor in tensors if tensor.shape == pre.shape), tensors[0] if tensors else None)
+    """The tensor of an output that is of a pre-activation's type and shape, as far as one is; ``None`` without any."""
+    tensors = sorted(tensors_in(output), key=lambda tensor: (tensor.dtype != pre.dtype, tensor.shape != pre.shape))
+    return tensors[0] if tensors else None
 
 
 def fires_by(name: str, fires: Fires, pre: Tensor, post: Tensor, module: nn.Module | None = None) -> Tensor:

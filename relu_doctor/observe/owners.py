@@ -41,7 +41,7 @@ _TURNING = _all("t", "transpose", "permute", "movedim", "swapaxes", "adjoint", "
 _PRODUCTS = _all("matmul", "mm", "bmm", "addmm", "baddbmm", "__matmul__", "__rmatmul__", "einsum", "tensordot")
 
 
-_PACK: Function = torch._VF._pack_padded_sequence  # type: ignore[attr-defined]
+_PACK: Function = torch._VF._pack_padded_sequence
 _SELECTING = _INDEXING | _PICKING | _CUTTING | _MOVING
 
 

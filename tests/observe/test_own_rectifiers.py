@@ -219,7 +219,7 @@ class InPlace(nn.Module):
     ids=["keyword", "dictionary", "in_place"],
 )
 def test_a_module_may_take_and_return_what_it_likes(module, call, threshold, how):
-    """Keyword arguments, tensors inside of what is returned, writing to the input: its own pre-activation is measured."""
+    """Keyword arguments, tensors inside of what is returned, writing to the input: what it is given is measured."""
     cls = type(module)
     given = {
         "probed": [cls],

@@ -177,6 +177,7 @@ def test_a_module_of_ones_own_inside_of_vmap():
         assert diagnosis.units["inputs_fired"].tolist() == fired
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in jvp
 @pytest.mark.parametrize(
     "run",
     [
