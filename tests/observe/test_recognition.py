@@ -312,10 +312,23 @@ def test_a_forward_that_asks_autograd_where_gradients_are_enabled():
         lambda z: z / z.norm(dim=-1, keepdim=True).clamp(min=0),
         lambda z: z.topk(3).values.mean(-1, keepdim=True),
     ],
-    ids=(
-        "routing one_hot leaky maxout foreign_mask clamp_elsewhere fixed_mask dropout padding hardtanh centred "
-        "leaky_magnitude quantiles norm pooling"
-    ).split(),
+    ids=[
+        "routing",
+        "one_hot",
+        "leaky",
+        "maxout",
+        "foreign_mask",
+        "clamp_elsewhere",
+        "fixed_mask",
+        "dropout",
+        "padding",
+        "hardtanh",
+        "centred",
+        "leaky_magnitude",
+        "quantiles",
+        "norm",
+        "pooling",
+    ],
 )
 def test_what_does_not_rectify_is_no_site(function):
     """Routing, maxout and masks that ask something else are not taken for rectifiers."""
