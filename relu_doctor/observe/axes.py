@@ -50,10 +50,12 @@ class Stretch:
     Args:
         edge: the pre-activation.
         sources: the parametrised operations to ask.
+        slopes: whether it matters with what slope additive parameters arrive.
     """
 
-    def __init__(self, edge: Edge, sources: Sequence[Source]) -> None:
+    def __init__(self, edge: Edge, sources: Sequence[Source], *, slopes: bool = True) -> None:
         self.edge = edge
+        self.slopes = slopes
         self.targets = {source.edge for source in sources}
         self.between = _nodes_between(edge[0], {target[0] for target in self.targets})
         self.leading = set(self.between)
@@ -68,6 +70,7 @@ class Stretch:
         self._pulled: dict[tuple[bool, tuple[int, ...], int], dict[Edge, Tensor]] = {}
         self._firsts: dict[tuple[bool, Edge], tuple[Tensor, int]] = {}
         self._sums: dict[tuple[int, ...], Tensor] = {}
+        self._samples: dict[int, Tensor] = {}
 
     def locate(self, source: Source, axes: tuple[int, ...] | None = None) -> UnitMap | None:
         """Find the axes whose index decides the row of a source that a value comes from.
@@ -188,6 +191,13 @@ class Stretch:
             by_row = joined(by_row, source.members).movedim(1, -1)
         return by_row.reshape(count, -1)
 
+    def _sample(self, columns: int) -> Tensor:
+        """Some of the columns, the same each time."""
+        if columns not in self._samples:
+            generator = torch.Generator(self.device).manual_seed(2)
+            self._samples[columns] = torch.randint(columns, (_SAMPLED,), device=self.device, generator=generator)
+        return self._samples[columns]
+
     def _first(self, source: Source) -> tuple[Tensor, int]:
         """What arrives at a source without codes, as (rows, values), and how many rows anything arrives at."""
         key = (self.direct, source.edge)
@@ -203,8 +213,7 @@ class Stretch:
             return None
         codes = math.prod(self.shape[axis] for axis in axes)
         if first.shape[1] > 2 * _SAMPLED:  # where each row has one code, a part of its values tells it
-            generator = torch.Generator(self.device).manual_seed(2)
-            sample = torch.randint(first.shape[1], (_SAMPLED,), device=self.device, generator=generator)
+            sample = self._sample(first.shape[1])
             decoded = self._decode(source, axes, codes, sample)
             table = None if decoded is None else _rows_of_codes(decoded, codes)
             if table is None or int((table >= 0).sum()) == num_reached:
@@ -301,7 +310,7 @@ class Stretch:
 
     def _slope_is_one(self, source: Source, axes: tuple[int, ...], table: Tensor) -> bool:
         """Whether a constant added to a row is added, unscaled, to every value of its units."""
-        if self.direct:
+        if self.direct or not self.slopes:
             return False
         if axes not in self._sums:
             others = tuple(axis for axis in range(len(self.shape)) if axis not in axes)

@@ -195,7 +195,9 @@ def _terms_behind(source: Source, rows: Tensor, *, direct: bool) -> list[Term]:
     if not source.behind or (len(source.row_axes) != 1 and source.kind != "elementwise"):
         return []
     stretches = [
-        Stretch(entry, source.behind) for entry in source.inputs if len(edge_shape(entry)) == len(source.shape)
+        Stretch(entry, source.behind, slopes=direct)
+        for entry in source.inputs
+        if len(edge_shape(entry)) == len(source.shape)
     ]
     terms: list[Term] = []
     for behind in source.behind:
