@@ -16,11 +16,11 @@ _HOMES = {
     "Config": "relu_doctor.config",
     "Diagnosis": "relu_doctor.diagnose.diagnosis",
     "Finding": "relu_doctor.diagnose.findings",
-    "Rectifier": "relu_doctor.observe.rectifiers",
+    "Rectifier": "relu_doctor.observe.rectifiers.kinds",
     "diagnose": "relu_doctor.diagnose.diagnosis",
     "load_config": "relu_doctor.config",
     "scan": "relu_doctor.scanning",
-    "tap": "relu_doctor.observe.tapping",
+    "tap": "relu_doctor.observe.rectifiers.tapping",
 }
 
 __all__ = ["Config", "Diagnosis", "Finding", "Rectifier", "__version__", "diagnose", "load_config", "scan", "tap"]

@@ -290,7 +290,7 @@ def _request(
 ) -> ScanRequest:
     from relu_doctor.checkpoints.specs import resolve
     from relu_doctor.config import load_config
-    from relu_doctor.observe.custom import custom_rectifiers
+    from relu_doctor.observe.rectifiers.custom import custom_rectifiers
     from relu_doctor.scanner import ScanRequest
     from relu_doctor.scanning import usable_device
 

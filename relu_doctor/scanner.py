@@ -20,10 +20,12 @@ from relu_doctor.errors import (
     ReLUDoctorError,
     UnsupportedModelError,
 )
-from relu_doctor.observe.census import Census, check_no_nan
-from relu_doctor.observe.counting import BY_ROWS, Counting
-from relu_doctor.observe.custom import Custom
-from relu_doctor.observe.feeding import (
+from relu_doctor.observe.forwards.registry import Reading
+from relu_doctor.observe.forwards.watching import aside
+from relu_doctor.observe.graph.sharding import Company
+from relu_doctor.observe.inputs.census import Census, check_no_nan
+from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
+from relu_doctor.observe.inputs.feeding import (
     Arguments,
     Feeder,
     describe,
@@ -32,13 +34,11 @@ from relu_doctor.observe.feeding import (
     refuse_nested,
     tensors_in,
 )
+from relu_doctor.observe.inputs.reading import Source, plan, take
+from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, altered_one_by_one, rehearse
+from relu_doctor.observe.models.state import keep_tensors
 from relu_doctor.observe.probe import Probe
-from relu_doctor.observe.reading import Source, plan, take
-from relu_doctor.observe.registry import Reading
-from relu_doctor.observe.rehearsal import Inputs, Rehearsal, altered_one_by_one, rehearse
-from relu_doctor.observe.sharding import Company
-from relu_doctor.observe.state import keep_tensors
-from relu_doctor.observe.watching import aside
+from relu_doctor.observe.rectifiers.custom import Custom
 from relu_doctor.terms import Evidence, Mode, Statistics
 from relu_doctor.text import clean_text
 

@@ -24,13 +24,13 @@ from relu_doctor.errors import (
     UnsupportedModelError,
 )
 from relu_doctor.observe.assembling import assembled
-from relu_doctor.observe.custom import Custom
-from relu_doctor.observe.guard import preserved
+from relu_doctor.observe.forwards.surroundings import alone, firmly, undisturbed
+from relu_doctor.observe.inputs.reading import open_batches
+from relu_doctor.observe.models.guard import preserved
+from relu_doctor.observe.models.wrappers import behind_wrappers
 from relu_doctor.observe.probe import Probe
-from relu_doctor.observe.reading import open_batches
+from relu_doctor.observe.rectifiers.custom import Custom
 from relu_doctor.observe.sites import ActivationSite
-from relu_doctor.observe.surroundings import alone, firmly, undisturbed
-from relu_doctor.observe.wrappers import behind_wrappers
 from relu_doctor.scanner import Forward, Mask, Progress, Scanner, ScanRequest
 from relu_doctor.terms import Evidence, Mode, Statistics
 

@@ -28,8 +28,8 @@ from rivals import TOOLS
 from torch import Tensor, nn
 
 import relu_doctor
+from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.probe import Probe
-from relu_doctor.observe.registry import Reading
 from relu_doctor.terms import Statistics
 
 Run = Callable[[nn.Module, Iterable[Tensor], int], object]

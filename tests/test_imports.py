@@ -25,6 +25,24 @@ LAYERS = (
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # A result shows itself (print, notebooks) and a scan shows its progress: looked up when asked for, never before.
 LATE = {("diagnose", "diagnosis"): {"reports"}}
+# The folders and files of observe/, lowest first.
+OBSERVE = (
+    "inputs",
+    "rectifiers",
+    "statistics",
+    "graph",
+    "models",
+    "sites",
+    "forwards",
+    "parameters",
+    "assembling",
+    "probe",
+)
+REGISTERS = {
+    "observe/probe.py",
+    "observe/gradients.py",
+    *(f"observe/forwards/{name}.py" for name in ("discovery", "dispatch", "modes", "watching")),
+}
 PRESENTATION = {"rich", "typer", "tensorboard"}
 
 
@@ -89,6 +107,14 @@ def test_imports_run_one_way():
     assert wrong == []
 
 
+def test_observe_is_read_from_the_bottom_up():
+    """Inside observe/, a folder or file imports from those that are named before it."""
+    rank = {name: position for position, name in enumerate(OBSERVE)}
+    assert {file[1] for file, _ in sources() if file[0] == "observe"} - {"__init__"} <= set(rank)
+    inner = [found for found in OWN if found.file[0] == "observe" and found.module.startswith("relu_doctor.observe.")]
+    assert [place(found) for found in inner if rank[found.module.split(".")[2]] > rank[found.file[1]]] == []
+
+
 def test_no_file_imports_itself_in_a_circle():
     """What runs at import time has no cycles."""
     graph: dict[str, set[str]] = {}
@@ -123,7 +149,7 @@ def test_only_the_probe_registers_hooks():
     """Only the probe and its modes register on models, only observe/gradients.py on optimizers."""
     wrong = []
     for file, tree in sources():
-        if file in {("observe", name) for name in ("probe", "discovery", "watching", "modes", "dispatch", "gradients")}:
+        if f"{'/'.join(file)}.py" in REGISTERS:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr.startswith("register_") and "hook" in node.attr:
@@ -134,7 +160,7 @@ def test_only_the_probe_registers_hooks():
                     wrong.append(f"{'/'.join(file)}.py:{node.lineno} {name}")
     # The graph's own nodes, of a discovery's throw-away graph, are no part of any model.
     assert [
-        place for place in wrong if not place.startswith("observe/axes.py") or "register_prehook" not in place
+        place for place in wrong if not place.startswith("observe/graph/axes.py") or "register_prehook" not in place
     ] == []
 
 

@@ -26,7 +26,7 @@ from relu_doctor.checkpoints.arrays import (
 from relu_doctor.checkpoints.search import TensorLike, as_mapping, as_tensor, describe
 from relu_doctor.checkpoints.specs import call, importable, is_file_spec, resolve
 from relu_doctor.errors import CheckpointError, DataError
-from relu_doctor.observe.feeding import ArrayBatches
+from relu_doctor.observe.inputs.feeding import ArrayBatches
 from relu_doctor.text import clean_text, closest_name, name_some
 
 _FORMS = (

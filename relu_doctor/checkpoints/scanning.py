@@ -14,7 +14,7 @@ from relu_doctor.checkpoints.formats import Checkpoint, load_checkpoint
 from relu_doctor.checkpoints.models import load_into
 from relu_doctor.checkpoints.updates import Snapshot, earlier_of_run, learning_rate_evidence, tie_optimizer
 from relu_doctor.diagnose.diagnosis import Diagnosis, diagnose
-from relu_doctor.observe.sites import strip_wrappers
+from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.scanner import ScanRequest
 from relu_doctor.scanning import observe
 from relu_doctor.text import clean_text

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from relu_doctor.checkpoints.formats import Checkpoint
 from relu_doctor.checkpoints.optimizer import OptimizerState
 from relu_doctor.diagnose.origins import LearningRateEvidence, Ratios
+from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.parameters import weight_norms
-from relu_doctor.observe.sites import ActivationSite, strip_wrappers
+from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.scanning import Observation
 
 _STANDING = 0.1  # of their norm: weight decay takes the rest where no gradient holds against it

@@ -12,7 +12,7 @@ from torch import nn
 
 from relu_doctor.observe.parameters import ParameterReader
 from relu_doctor.observe.sites import ActivationSite
-from relu_doctor.observe.stats import NEVER, UnitStats
+from relu_doctor.observe.statistics.stats import NEVER, UnitStats
 
 INTEGERS = ("inputs", "inputs_fired", "positions", "positions_fired", "non_finite_values", "first_fired", "last_fired")
 FLOATS = ("pre_max", "pre_min", "pre_mean", "pre_std", "post_mean", "bias", "weight_l2", "gamma", "beta")

@@ -8,10 +8,10 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
-from relu_doctor.observe.sharding import gathered, groups_of
+from relu_doctor.observe.graph.sharding import gathered, groups_of
+from relu_doctor.observe.graph.units import Spread
 from relu_doctor.observe.sites import ActivationSite
-from relu_doctor.observe.stats import UnitStats
-from relu_doctor.observe.units import Spread
+from relu_doctor.observe.statistics.stats import UnitStats
 
 Kept = dict[str, dict[str, UnitStats]]  # per phase and site_id
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from relu_doctor.observe.parts import Part
-from relu_doctor.observe.scripted import frozen_weights, module_at
-from relu_doctor.observe.sharding import in_all_processes, whole
-from relu_doctor.observe.sites import ActivationSite, strip_wrappers
-from relu_doctor.observe.units import Term
-from relu_doctor.observe.wrappers import fetched
+from relu_doctor.observe.graph.names import strip_wrappers
+from relu_doctor.observe.graph.parts import Part
+from relu_doctor.observe.graph.sharding import in_all_processes, whole
+from relu_doctor.observe.graph.units import Term
+from relu_doctor.observe.models.scripted import frozen_weights, module_at
+from relu_doctor.observe.models.wrappers import fetched
+from relu_doctor.observe.sites import ActivationSite
 
 _COMPUTED = {"weight_orig": "weight", "bias_orig": "bias", "weight_g": "weight", "weight_v": "weight"}
 

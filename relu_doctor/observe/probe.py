@@ -21,25 +21,26 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from relu_doctor.errors import ReLUDoctorError
-from relu_doctor.observe.counting import Counting
-from relu_doctor.observe.discovery import DiscoveringMode, GradientInForwardError
-from relu_doctor.observe.dispatch import OperatorMode
-from relu_doctor.observe.following import Depth
-from relu_doctor.observe.guard import gradients_required
-from relu_doctor.observe.modes import ForwardMode, UnknownCallError, Watch
-from relu_doctor.observe.own_modules import OwnModules
-from relu_doctor.observe.patience import recognising_mode
-from relu_doctor.observe.places import ScriptedCode
-from relu_doctor.observe.rectifiers import quantised_modules, rectifies
-from relu_doctor.observe.registry import CallRegistry, Reading
-from relu_doctor.observe.rehearsal import Inputs, Rehearsal
-from relu_doctor.observe.rehearsing import Rehearser
-from relu_doctor.observe.scripted import compile_scripts, constants_require_gradients, holds_scripts, unoptimized
-from relu_doctor.observe.sharding import groups_of
-from relu_doctor.observe.sites import ActivationSite, strip_wrappers
-from relu_doctor.observe.state import ModelState
-from relu_doctor.observe.stats import UnitStats
-from relu_doctor.observe.writes import Writes
+from relu_doctor.observe.forwards.discovery import DiscoveringMode, GradientInForwardError
+from relu_doctor.observe.forwards.dispatch import OperatorMode
+from relu_doctor.observe.forwards.following import Depth
+from relu_doctor.observe.forwards.modes import ForwardMode, UnknownCallError, Watch
+from relu_doctor.observe.forwards.own_modules import OwnModules
+from relu_doctor.observe.forwards.patience import recognising_mode
+from relu_doctor.observe.forwards.registry import CallRegistry, Reading
+from relu_doctor.observe.forwards.rehearsing import Rehearser
+from relu_doctor.observe.graph.names import strip_wrappers
+from relu_doctor.observe.graph.sharding import groups_of
+from relu_doctor.observe.inputs.counting import Counting
+from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal
+from relu_doctor.observe.models.guard import gradients_required
+from relu_doctor.observe.models.places import ScriptedCode
+from relu_doctor.observe.models.scripted import compile_scripts, constants_require_gradients, holds_scripts, unoptimized
+from relu_doctor.observe.models.state import ModelState
+from relu_doctor.observe.models.writes import Writes
+from relu_doctor.observe.rectifiers.kinds import quantised_modules, rectifies
+from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.terms import Statistics
 
 _DEPTHS = (

@@ -11,14 +11,11 @@ import torch
 from torch import Tensor
 
 from relu_doctor.errors import ConfigError
-from relu_doctor.observe.graph import Edge
-from relu_doctor.observe.keras_models import keras_name
-from relu_doctor.observe.operations import Source, all_sources
-from relu_doctor.observe.provenance import Provenance
-from relu_doctor.observe.rectifiers import Rectifier
-from relu_doctor.observe.units import Spread, Term, Units, find_units, group
-
-_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+from relu_doctor.observe.graph.edges import Edge
+from relu_doctor.observe.graph.operations import Source, all_sources
+from relu_doctor.observe.graph.provenance import Provenance
+from relu_doctor.observe.graph.units import Spread, Term, Units, find_units, group
+from relu_doctor.observe.rectifiers.kinds import Rectifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +70,6 @@ class ActivationSite:
     def renamed(self, name: str) -> ActivationSite:
         """The same site under its final name."""
         return replace(self, name=name)
-
-
-def strip_wrappers(name: str) -> str:
-    """A qualified name without what DataParallel, compile, FSDP, checkpoint wrappers and Keras put in."""
-    for wrapper in _WRAPPERS:
-        name = name.removeprefix(wrapper)
-        name = name.replace("." + wrapper, ".")
-    return keras_name(name)
 
 
 def build_site(

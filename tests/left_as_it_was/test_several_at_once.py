@@ -15,8 +15,8 @@ from torch.utils import _python_dispatch
 
 import relu_doctor
 from relu_doctor.errors import NoActivationSitesError, UnsupportedModelError
+from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.probe import Probe
-from relu_doctor.observe.registry import Reading
 from tests.left_as_it_was.fingerprint import assert_same, fingerprint, of_model, of_process
 from tests.left_as_it_was.scenes import arguments_of, inputs, mlp
 from tests.planting import clone

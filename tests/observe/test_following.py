@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import relu_doctor
 from relu_doctor.errors import ForwardError
-from relu_doctor.observe.names import ParameterNames
+from relu_doctor.observe.graph.names import ParameterNames
 from tests.left_as_it_was.fingerprint import assert_same, fingerprint
 from tests.planting import Case, Site, normal
 from tests.processes import PERCEPTRON

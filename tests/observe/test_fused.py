@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from relu_doctor.observe import crew, fused, plain
-from relu_doctor.observe.kernels import output_magnitude, summarize
-from relu_doctor.observe.rectifiers import Rectifier
+from relu_doctor.observe.rectifiers.kinds import Rectifier
+from relu_doctor.observe.statistics import crew, fused, plain
+from relu_doctor.observe.statistics.kernels import output_magnitude, summarize
 from tests.reference import Seen
 
 RELU = Rectifier("relu", clips=True)

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from relu_doctor.observe import fused, plain
-from relu_doctor.observe.kernels import summarize
+from relu_doctor.observe.forwards.recorder import Recorder
+from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.probe import Probe
-from relu_doctor.observe.recorder import Recorder
-from relu_doctor.observe.rectifiers import Rectifier
-from relu_doctor.observe.registry import Reading
-from relu_doctor.observe.stats import UnitStats
+from relu_doctor.observe.rectifiers.kinds import Rectifier
+from relu_doctor.observe.statistics import fused, plain
+from relu_doctor.observe.statistics.kernels import summarize
+from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.terms import Statistics
 
 RELU = Rectifier("relu", clips=True)
@@ -114,7 +114,7 @@ def test_nothing_grows_over_ten_thousand_batches(monkeypatch):
 
 def test_ways_to_arrange_a_call_are_not_remembered_without_end(monkeypatch):
     """Sequences of ever new lengths do not fill the memory."""
-    monkeypatch.setattr("relu_doctor.observe.recorder._MOST_ARRANGEMENTS", 10)
+    monkeypatch.setattr("relu_doctor.observe.forwards.recorder._MOST_ARRANGEMENTS", 10)
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU())
     with Probe(model) as probe:
         observed(probe, model, [torch.randn(2, length, 5) for length in range(1, 40)])

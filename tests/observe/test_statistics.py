@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import relu_doctor
-from relu_doctor.observe.kernels import CallSummary, count_inputs, joined, summarize
-from relu_doctor.observe.recorder import Staged
-from relu_doctor.observe.rectifiers import Rectifier
-from relu_doctor.observe.stats import UnitStats
-from relu_doctor.observe.tally import Ledger
+from relu_doctor.observe.forwards.recorder import Staged
+from relu_doctor.observe.rectifiers.kinds import Rectifier
+from relu_doctor.observe.statistics.kernels import CallSummary, count_inputs, joined, summarize
+from relu_doctor.observe.statistics.stats import UnitStats
+from relu_doctor.observe.statistics.tally import Ledger
 from tests.planting import normal
 from tests.reference import EXACT, Seen, assert_columns_equal
 from tests.zoo import CASES

@@ -1,0 +1,1 @@
+"""Rectifiers: where their slopes are not zero, and how calls to them are recognised."""

@@ -1,0 +1,1 @@
+"""Statistics: one pass over a pre-activation, and the totals that merge."""

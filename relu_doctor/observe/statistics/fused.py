@@ -1,0 +1,130 @@
+"""The fast kernel on CPUs: every statistic in one pass over memory, compiled by numba when it is first needed.
+
+numba comes as a wheel and needs no compiler. Its first use costs some seconds; the machine code is then kept on disk
+where that is possible. Plain torch gives the same numbers where numba is absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from relu_doctor.observe.rectifiers.kinds import Rectifier
+from relu_doctor.observe.statistics.crew import run_together
+from relu_doctor.observe.statistics.tally import Array, Tally
+
+LARGE = 1 << 18  # values in one call that are worth loading numba for
+_SHARE = 1 << 16  # values that are worth a thread of their own
+_ENCODINGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How (inputs, units, positions) lie in memory.
+
+    Attributes:
+        shape, strides: of the three axes.
+        encoding: how values are written.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    encoding: int
+
+
+def geometry_of(arranged: Tensor) -> Geometry | None:
+    """How a tensor (inputs, units, positions) lies in memory; ``None`` where the loops do not apply.
+
+    Args:
+        arranged: an ordinary floating tensor in this machine's memory, or one without memory that stands for it.
+    """
+    ordinary = type(arranged) is Tensor and arranged.layout is torch.strided
+    if not ordinary or arranged.device.type not in {"cpu", "meta"} or arranged.dtype not in _ENCODINGS:
+        return None
+    if not arranged.numel() or _compiled() is None:
+        return None
+    return Geometry(tuple(arranged.shape), arranged.stride(), _ENCODINGS[arranged.dtype])
+
+
+def _loop(geometry: Geometry, *, padded: bool) -> str:
+    """Which of the compiled loops suits."""
+    (_, _, positions), (_, along_units, along_positions) = geometry.shape, geometry.strides
+    if along_units == 1 and (positions == 1 or along_positions != 1 or padded):
+        return "lines"
+    return "rows" if along_positions == 1 and not padded else "exact"
+
+
+def reduce(memory: int, geometry: Geometry, rectifier: Rectifier, valid: Tensor | None, *, least: bool) -> Tally:
+    """Reduce a pre-activation in one pass.
+
+    Args:
+        memory: address of its first value.
+        geometry: how it lies there.
+        rectifier: decides what fires, and whether the output's statistics follow.
+        valid: bool (inputs, positions), False for padding.
+        least: only the maximum, non-finite inputs and what fired.
+    """
+    compiled = _compiled()
+    assert compiled is not None  # the geometry says so
+    low, high = rectifier.low, rectifier.high
+    inputs, units, positions = geometry.shape
+    few, least = least, least and high == np.inf  # where the interval is closed above, maxima do not tell what fired
+    marks = None if valid is None or bool(valid.all()) else np.ascontiguousarray(valid.numpy()).view(np.uint8)
+    loop, double = _loop(geometry, padded=marks is not None), geometry.encoding == compiled.DOUBLE
+    results = np.empty((compiled.LEAST_ROWS if least else compiled.ROWS, units), np.int64)
+    fired = np.empty((inputs, units), np.uint8) if marks is None else np.zeros((inputs, units), np.uint8)
+    if loop == "exact":
+        results[compiled.NOT_FINITE] = compiled.UNSOUND
+    threads = max(1, min(torch.get_num_threads(), inputs * units * positions // _SHARE, units // 16))
+    shares = threads if loop == "lines" else 4 * threads  # a line is best read in few pieces
+    share = units if threads == 1 else max(16, -(-units // shares))
+    job = np.array(
+        [
+            0, 0, geometry.encoding, memory, inputs, units, positions, *geometry.strides, share, least,
+            0 if marks is None else _address(marks), _address(results), _address(fired), 0, 0,
+        ],
+        np.int64,
+    )  # fmt: skip
+    here = _address(job)
+    job[compiled.HERE] = here
+    job.view(np.float64)[compiled.LOW : compiled.HIGH + 1] = low, high
+    run_together(_worker(loop, double=double), here, threads)
+    if loop != "exact" and (results[compiled.NOT_FINITE] < 0).any():
+        job[compiled.TAKEN] = 0
+        run_together(_worker("exact", double=double), here, threads)
+    if not rectifier.clips and not least:
+        results[compiled.OUTPUT] = 0
+    if few and not least:
+        results = results[: compiled.LEAST_ROWS].copy()
+        np.minimum(results[compiled.NOT_FINITE], inputs, out=results[compiled.NOT_FINITE])
+    return Tally(results, fired, None if marks is None else np.any(marks, 1), double)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+@lru_cache(maxsize=8)
+def _worker(loop: str, *, double: bool) -> int:
+    compiled = _compiled()
+    assert compiled is not None
+    address: int = compiled.worker(loop, double=double)
+    return address
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> ModuleType | None:
+    """The loops; ``None`` where numba cannot be had."""
+    try:
+        import numba
+
+        from relu_doctor.observe.statistics import compiled
+    except Exception:  # noqa: BLE001  # a broken or misfit numba raises anything; torch alone gives the same numbers
+        return None
+    return None if numba.config.DISABLE_JIT else compiled  # type: ignore[attr-defined]
