@@ -41,7 +41,7 @@ OBSERVE = (
 REGISTERS = {
     "observe/probe.py",
     "observe/gradients.py",
-    *(f"observe/forwards/{name}.py" for name in ("discovery", "dispatch", "modes", "watching")),
+    *(f"observe/forwards/{name}.py" for name in ("dispatch", "paths", "watching")),
 }
 PRESENTATION = {"rich", "typer", "tensorboard"}
 

@@ -21,10 +21,11 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from relu_doctor.errors import ReLUDoctorError
+from relu_doctor.observe.forwards.calls import UnknownCallError, Watch
 from relu_doctor.observe.forwards.discovery import DiscoveringMode, GradientInForwardError
 from relu_doctor.observe.forwards.dispatch import OperatorMode
 from relu_doctor.observe.forwards.following import Depth
-from relu_doctor.observe.forwards.modes import ForwardMode, UnknownCallError, Watch
+from relu_doctor.observe.forwards.modes import ForwardMode
 from relu_doctor.observe.forwards.own_modules import OwnModules
 from relu_doctor.observe.forwards.patience import recognising_mode
 from relu_doctor.observe.forwards.registry import CallRegistry, Reading
@@ -268,8 +269,7 @@ class Probe:
                         stack.enter_context(constants_require_gradients(self.watch.code.weights.values()))
                     if depth.gradients and not depth.real:
                         stack.enter_context(mode.follower.hollow())
-                    stack.enter_context(mode.module_paths())
-                    stack.enter_context(mode.script_paths())
+                    stack.enter_context(mode.paths.followed())
                     self._watch(run, mode)
             except Exception as error:
                 if isinstance(error, ReLUDoctorError) or depth is _DEPTHS[-1]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import ParametrizationList
-from torch.utils.hooks import RemovableHandle
 
+from relu_doctor.observe.forwards.calls import Open, Watch
 from relu_doctor.observe.forwards.following import Depth, Follower
 from relu_doctor.observe.forwards.layout import Sample
-from relu_doctor.observe.forwards.modes import ForwardMode, Open, Watch
+from relu_doctor.observe.forwards.modes import ForwardMode
+from relu_doctor.observe.forwards.paths import ModulePaths
 from relu_doctor.observe.forwards.readings import Readings
 from relu_doctor.observe.forwards.recorder import Pending
 from relu_doctor.observe.forwards.recurrent import LAYERS, RecurrentLayer, recurrent_site
@@ -26,13 +24,9 @@ from relu_doctor.observe.forwards.registry import Call, Reading, Witness
 from relu_doctor.observe.forwards.selection import Choice, Selection
 from relu_doctor.observe.forwards.watching import aside
 from relu_doctor.observe.graph.edges import Edge
-from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.graph.provenance import GraphReader, Provenance
 from relu_doctor.observe.graph.routing import uses
 from relu_doctor.observe.inputs.feeding import tensors_in
-from relu_doctor.observe.models.exported import Steps
-from relu_doctor.observe.models.keras_models import keras_layers
-from relu_doctor.observe.models.scripted import outermost_scripts
 from relu_doctor.observe.rectifiers.bends import Bend
 from relu_doctor.observe.rectifiers.custom import looks_like_a_rectifier
 from relu_doctor.observe.rectifiers.facts import Output
@@ -70,18 +64,13 @@ class DiscoveringMode(ForwardMode):
         super().__init__(watch, reading, phase)
         self.depth = depth
         self.follower = Follower(watch.known.names, depth, self.caller)
-        self.path: list[tuple[str, nn.Module]] = []
-        self._thread = threading.get_ident()
-        self._elsewhere: dict[int, int] = {}  # modules that are running in other threads
-        self._scripts: list[tuple[str, int]] = []  # scripted modules that are running, and the calls seen before
-        self._entered: list[int] = []  # calls seen before each of those modules
+        self.paths = ModulePaths(watch, self, self._left)
         self.calls: list[Call] = []
         self.rectified: dict[Node, int] = {}
         self.graph = GraphReader(watch.known.names, self.rectified)
         self.anonymous: dict[str, int] = {}
         self._of_weights: set[int] = set()  # calls on parameters, whose output is a weight
         self._results: list[Node] = []  # what the calls and modules returned, for what reads a rectifier's output
-        self._steps: list[Steps] = []  # of each of those modules
         self._origin: tuple[str, str] | None = None  # path and class behind the operator that is being called
         self._made: tuple[Tensor, int] | None = None  # the last output, until its node is known
         self._candidates: dict[int, _Candidate] = {}
@@ -92,83 +81,13 @@ class DiscoveringMode(ForwardMode):
         self._parts: list[tuple[int, tuple[int, ...]]] = []  # calls that turn out to be a rectifier, and their parts
         self._measured: dict[int, Pending] = {}
 
-    @contextmanager
-    def module_paths(self) -> Iterator[None]:
-        """Follow which module's forward is running."""
-        handles: list[RemovableHandle] = []
-        try:
-            model = self.watch.model
-            for name, module in (*model.named_modules(), *keras_layers(model)):
-                path = strip_wrappers(f"{name}.")[:-1]
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue  # takes no hooks
-
-                def enter(module: nn.Module, args: Any, path: str = path) -> None:
-                    if not self._is_here(path, 1):
-                        return
-                    self.path.append((path, module))
-                    self.watch.known.ranks.note_module(module, args)
-                    self._steps.append(Steps(module))
-                    self._entered.append(self.num_calls)
-
-                def leave(module: nn.Module, args: Any, output: Any, path: str = path) -> None:
-                    if not self._is_here(path, -1) or not self.path or self.path[-1][1] is not module:
-                        return  # also where a hook before ours has raised
-                    self._keep(output)
-                    self._note_computed(module, output)
-                    self.path.pop()
-                    self._steps.pop()
-                    if self._entered.pop() == self.num_calls and not self.watch.inside_custom:
-                        with aside():
-                            self._look(path, module, args, output)
-
-                handles.append(module.register_forward_pre_hook(enter, prepend=True))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    @contextmanager
-    def script_paths(self) -> Iterator[None]:
-        """Follow which scripted module is running: it takes no hooks, but its forward is an attribute."""
-        kept: list[tuple[dict[str, Any], Any]] = []
-        try:
-            for path, module in outermost_scripts(self.watch.model):
-                attributes = vars(module)
-                kept.append((attributes, attributes.get("forward")))
-                attributes["forward"] = self._followed(path, module.forward)
-            yield
-        finally:
-            for attributes, forward in kept:
-                del attributes["forward"]
-                if forward is not None:
-                    attributes["forward"] = forward
-
-    def _followed(self, path: str, forward: Callable[..., object]) -> Callable[..., object]:
-        def run(*args: Any, **kwargs: Any) -> object:
-            self._scripts.append((path, self.num_calls))
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                self._scripts.pop()
-
-        return run
-
-    def _is_here(self, path: str, step: int) -> bool:
-        """Whether a module runs for the forward that is discovered, in the thread that is watched.
-
-        Args:
-            path: of the module.
-            step: 1 where its forward begins, -1 where it ends.
-        """
-        thread = threading.get_ident()
-        if thread != self._thread:
-            if not self._elsewhere.get(thread):
-                self.watch.known.note(f"{path or 'the model'} ran in another thread, where nothing is observed")
-            self._elsewhere[thread] = self._elsewhere.get(thread, 0) + step
-            return False
-        return not self.asleep
+    def _left(self, path: str, module: nn.Module, args: Any, output: Any, called_before: int) -> None:
+        """A module's forward has returned."""
+        self._keep(output)
+        self._note_computed(module, output)
+        if called_before == self.num_calls and not self.watch.inside_custom:
+            with aside():
+                self._look(path, module, args, output)
 
     def _note_computed(self, module: nn.Module, output: Any) -> None:
         """Remember what a parametrization computes, which is a weight however it is made."""
@@ -298,7 +217,7 @@ class DiscoveringMode(ForwardMode):
 
     def identify_recurrent(self, witness: Witness, layer: RecurrentLayer, result: Any) -> ActivationSite | None:
         """The site that the layer's weights name."""
-        path, module = self.path[-1] if self.path else ("", self.watch.model)
+        path, module = self.paths.here
         self.called.add(id(module))
         if layer.feeds_from is not None:
             below = [self.calls[len(self.calls) - back].site for back in layer.feeds_from]
@@ -345,7 +264,7 @@ class DiscoveringMode(ForwardMode):
 
     def enter_operator(self, operator: Any) -> None:
         """Look up which module an exported program has the operator from."""
-        self._origin = self._steps[-1].advance(operator) if self._steps else None
+        self._origin = self.paths.step(operator)
 
     def hidden(self, name: str) -> None:
         """Say that an operator rectifies inside."""
@@ -487,7 +406,7 @@ class DiscoveringMode(ForwardMode):
     ) -> tuple[str, Rectifier, int | None]:
         """The name of a call in scripted code, its rectifier, and the axis of its units where the code tells it."""
         nearest = [name for source in provenance.sources for name in (*source.weight, *source.additive)]
-        script, first = self._scripts[-1] if self._scripts else (None, 0)
+        script, first = self.paths.script
         place = self.watch.code.locate(name, nearest, provenance.crossed, script, self.num_calls - first)
         if place is None:
             return base_name, rectifier, None
@@ -496,7 +415,7 @@ class DiscoveringMode(ForwardMode):
         return _called(place.path, name), rectifier, place.axis
 
     def _base_name(self, name: str, rectifier: Rectifier) -> tuple[str, Rectifier]:
-        path, module = self.path[-1] if self.path else ("", self.watch.model)
+        path, module = self.paths.here
         if self._origin is not None:
             (path, kind), self._origin = self._origin, None
             return (path, replace(rectifier, applied=kind)) if kind else (_called(path, name), rectifier)

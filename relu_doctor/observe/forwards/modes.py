@@ -1,4 +1,4 @@
-"""The function modes that watch a forward: recognise known calls, trace them, or discover new ones."""
+"""What every mode that watches a forward does: it sees torch calls, and measures those that rectify."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch._ops import HigherOrderOperator
 
 from relu_doctor.errors import UnsupportedModelError
+from relu_doctor.observe.forwards.calls import Open, UnknownCallError, Watch
 from relu_doctor.observe.forwards.dispatch import OPERATORS, function_of, is_foreign, perform_higher_order
-from relu_doctor.observe.forwards.layout import Layout, Sample, read_layout
+from relu_doctor.observe.forwards.layout import Sample
 from relu_doctor.observe.forwards.recorder import Pending, Recorder
 from relu_doctor.observe.forwards.recurrent import (
     RECURRENT,
@@ -23,14 +24,12 @@ from relu_doctor.observe.forwards.recurrent import (
     drops_between_inner_layers,
     recurrent_layers,
 )
-from relu_doctor.observe.forwards.registry import ROOT, CallRegistry, Reading, Witness
+from relu_doctor.observe.forwards.registry import Reading, Witness
 from relu_doctor.observe.forwards.selection import TOP_K, Choice, Selection
 from relu_doctor.observe.forwards.watching import WatchingMode
 from relu_doctor.observe.graph.sharding import arrived, is_spread, whole
 from relu_doctor.observe.graph.slices import Slices
 from relu_doctor.observe.inputs.owners import RowFollower, Rows
-from relu_doctor.observe.models.places import ScriptedCode
-from relu_doctor.observe.models.writes import Writes
 from relu_doctor.observe.rectifiers.bends import Bend
 from relu_doctor.observe.rectifiers.custom import fires_by
 from relu_doctor.observe.rectifiers.facts import Chosen, Output, Refined
@@ -39,88 +38,7 @@ from relu_doctor.observe.rectifiers.kinds import ANY, Applied, Rectifier, argume
 from relu_doctor.observe.rectifiers.tapping import tap
 from relu_doctor.observe.rectifiers.transforms import outside_of_transforms, without_vmap
 from relu_doctor.observe.sites import ActivationSite
-from relu_doctor.terms import Statistics
 from relu_doctor.text import clean_text
-
-
-@dataclass(slots=True)
-class Watch:
-    """What the modes of one probe share.
-
-    Attributes:
-        model: the model that is watched.
-        known: what is known of its calls.
-        statistics: how much to measure.
-        inside_custom: the user's own rectifier modules whose forward is running; calls inside are theirs.
-        code: what is known of its scripted code.
-        below: rectifiers are called where only the dispatcher sees them.
-        in_company: it is spread over processes, which run each forward together.
-        writes: what its forward writes to its own parameters.
-        tokens: every position that is no padding is evidence by itself.
-        gradients: its forward asks autograd, and counts on gradients being enabled around it.
-    """
-
-    model: nn.Module
-    known: CallRegistry
-    statistics: Statistics
-    code: ScriptedCode
-    below: bool
-    in_company: bool
-    writes: Writes
-    inside_custom: list[int] = field(default_factory=list)
-    tokens: bool = False
-    gradients: bool = False
-
-
-class UnknownCallError(Exception):
-    """A call that the recogniser has not met: the forward must be discovered."""
-
-
-@dataclass(eq=False, slots=True)
-class Open:
-    """A recognised call of the forward that is running.
-
-    Attributes:
-        index: which call it is.
-        pre: what the rectifier is applied to.
-        pending: its numbers; ``None`` where nothing is measured.
-        choice: the top-k whose values it is applied to, which it only refines.
-        selected: a selection from its output was counted.
-    """
-
-    index: int
-    pre: weakref.ref[Tensor]
-    pending: Pending | None
-    choice: Output | None = None
-    selected: bool = False
-
-    def select(self, selection: Selection, *, further: bool) -> None:
-        """Count what is selected of the output; of several selections, what any of them lets pass.
-
-        Args:
-            selection: what goes on.
-            further: of what was selected before.
-        """
-        if self.pending is not None:
-            selection.apply(self.pending, also=self.selected and not further)
-            self.selected = True
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """A call of a rehearsal.
-
-    Attributes:
-        site: that it belongs to.
-        pre: what the rectifier was applied to.
-        layout: how its axes are read.
-        rows: whose its rows are, where they are a selection.
-    """
-
-    site: ActivationSite
-    pre: Tensor
-    layout: Layout
-    rows: Rows | None
 
 
 class ForwardMode(WatchingMode):
@@ -473,81 +391,3 @@ class ForwardMode(WatchingMode):
     def absorb(self, witness: Witness, rectifier: Rectifier, choice: Output) -> None:
         """A rectifier is applied to the values of a top-k, and belongs to it."""
         raise NotImplementedError
-
-
-class RecognisingMode(ForwardMode):
-    """The fast mode: every call must be one that a discovery has met in this place."""
-
-    def __init__(self, watch: Watch, reading: Reading, phase: str) -> None:
-        super().__init__(watch, reading, phase)
-        self.state = ROOT
-
-    def identify(self, witness: Witness, name: str, rectifier: Rectifier, pre: Tensor) -> ActivationSite | None:
-        """The site that a discovery met in this place."""
-        return self._known(witness, pre.shape)
-
-    def identify_recurrent(self, witness: Witness, layer: RecurrentLayer, result: Any) -> ActivationSite | None:
-        """The site that a discovery met in this place."""
-        return self._known(witness, layer.output.shape)
-
-    def _known(self, witness: Witness, shape: torch.Size) -> ActivationSite | None:
-        known = self.watch.known.transition(self.phase, self.state, witness)
-        if known is None:
-            raise UnknownCallError
-        call, self.state = known
-        self.sample, site = call.sample, call.site
-        if site is not None and site.unit_axes and site.codes != _codes(shape, site.unit_axes):
-            raise UnknownCallError
-        return site
-
-    def awaits(self, site: ActivationSite) -> bool:
-        """As a discovery found out."""
-        return site.site_id in self.watch.known.selected
-
-    def refine(self, call: Open, selection: Selection, *, gate: Tensor | None = None, further: bool = False) -> None:
-        """Apply a selection to a site of which a discovery found that it is selected from."""
-        if call.pending is not None and (gate is None or call.pending.site.site_id in self.watch.known.gated):
-            call.select(selection, further=further)
-
-    def choose(self, witness: Witness, func: Any, args: Any, kwargs: Any) -> Any:
-        """Measure a top-k that a discovery found to be a site."""
-        pre = argument(args, kwargs, 0, "input")
-        whole = without_vmap(pre)
-        site = None if whole is None else self._known(witness, whole.shape)
-        with outside_of_transforms():
-            pending = None if whole is None else self.measure(site, whole.detach())
-        result = self.perform(func, args, kwargs)
-        self._note_choice(pre, result, Output(self.num_calls, weakref.ref(pre), chosen=True))
-        self.num_calls += 1
-        choice = self.choice_of(args, kwargs, result) if pending is not None else None
-        if choice is not None and site is not None and pending is not None:
-            with outside_of_transforms():
-                choice.selection(site.rectifier.low).apply(pending)
-            self.recorder.stage(pending)
-        return result
-
-    def absorb(self, witness: Witness, rectifier: Rectifier, choice: Output) -> None:
-        """Pass a call that a discovery found to belong to a top-k."""
-        if self._known(witness, torch.Size()) is not None:
-            raise UnknownCallError
-
-
-class TracingMode(RecognisingMode):
-    """Keeps the pre-activations of a few inputs, to compare them; counts nothing."""
-
-    def __init__(self, watch: Watch, reading: Reading, phase: str) -> None:
-        super().__init__(watch, reading, phase)
-        self.trace: list[Traced] = []
-
-    def measure(self, site: ActivationSite | None, pre: Tensor) -> Pending | None:
-        """Keep the pre-activation instead of measuring it."""
-        if site is not None and site.num_units:
-            seen = self.watch.known.seen.get(site.site_id)
-            layout = read_layout(pre.shape, site, self.reading.num_inputs, None, seen)
-            self.trace.append(Traced(site, pre.clone(), layout, self.whose))
-        self.whose = None
-        return None
-
-
-def _codes(shape: torch.Size, axes: tuple[int, ...]) -> int:
-    return math.prod(shape[axis] for axis in axes)

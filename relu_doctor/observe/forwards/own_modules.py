@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from relu_doctor.observe.forwards.modes import ForwardMode, Watch
+from relu_doctor.observe.forwards.calls import Watch
+from relu_doctor.observe.forwards.modes import ForwardMode
 from relu_doctor.observe.forwards.probing import probe
 from relu_doctor.observe.forwards.registry import CallRegistry
 from relu_doctor.observe.rectifiers.bends import version_of

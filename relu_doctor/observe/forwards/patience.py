@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from relu_doctor.observe.forwards.modes import RecognisingMode, TracingMode, UnknownCallError, Watch
+from relu_doctor.observe.forwards.calls import UnknownCallError, Watch
+from relu_doctor.observe.forwards.recognising import RecognisingMode, TracingMode
 from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.rectifiers.bends import Bend
 from relu_doctor.observe.rectifiers.kinds import Rectifier

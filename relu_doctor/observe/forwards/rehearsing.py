@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from relu_doctor.observe.forwards.calls import Traced, Watch
 from relu_doctor.observe.forwards.layout import Seen, changed_positions, changed_rows
-from relu_doctor.observe.forwards.modes import ForwardMode, Traced, Watch
+from relu_doctor.observe.forwards.modes import ForwardMode
 from relu_doctor.observe.forwards.patience import tracing_mode
 from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, differs, last_position
