@@ -24,7 +24,7 @@ from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.forwards.watching import aside
 from relu_doctor.observe.graph.sharding import Company
 from relu_doctor.observe.inputs.census import Census, check_no_nan
-from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
+from relu_doctor.observe.inputs.counting import BY_ROWS, Counting, first_list
 from relu_doctor.observe.inputs.feeding import (
     Arguments,
     Feeder,
@@ -193,7 +193,7 @@ class Scanner:
             arguments = replace(arguments, mask=self._asked_mask(batch, rows))
         passed = arguments.args, arguments.kwargs
         args, kwargs = moved(arguments.args, self.device), moved(arguments.kwargs, self.device)
-        positions = _positions_of(passed, counting)
+        positions = counting.positions(passed)
         reading = Reading(rows, arguments.mask, self.evidence, counting.axis, positions)
         phases = (Mode.EVAL, Mode.TRAIN) if self.request.mode is Mode.BOTH else (self.request.mode,)
         for phase in phases:
@@ -208,6 +208,11 @@ class Scanner:
     def _register(self, passed: Inputs, rows: int | None, reading: Reading) -> None:
         """Count a batch in the census by the tensors that make a difference; a mere number would tell all apart."""
         counting = self.counting or BY_ROWS
+        if counting.items:
+            for item in first_list(passed) or ():
+                own = torch.tensor([counting.positions([item])])
+                self.census.add(item, 1, Counting(None), tokens=own)
+            return
         held = [tensor for tensor in tensors_in(passed) if counting.has_inputs(tensor, rows or 0)]
         if self.telling is None:
             self.telling = self._differences(passed, rows or 0, len(held), reading)
@@ -276,17 +281,6 @@ class Scanner:
                 f"mask= must return a boolean tensor of shape (inputs, positions) = ({rows}, …), found {found}."
             )
         return mask.bool()
-
-
-def _positions_of(passed: object, counting: Counting) -> int:
-    """How many positions an input may have, from the first tensor that is passed; 1 where it has features only."""
-    tensor = next((tensor for tensor in tensors_in(passed) if tensor.dim() > (counting.axis or 0)), None)
-    if tensor is None or counting.axis is None:
-        return 1
-    sizes = counting.inputs_first(tensor).shape[1:]
-    if len(sizes) > 2:
-        return sizes[1:].numel()
-    return max(sizes) if len(sizes) == 2 else int(sizes[0]) if sizes and not tensor.is_floating_point() else 1
 
 
 @dataclass(slots=True)

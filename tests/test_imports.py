@@ -37,9 +37,12 @@ OBSERVE = (
     "parameters",
     "assembling",
     "probe",
+    "live",
+    "gradients",
 )
 REGISTERS = {
     "observe/probe.py",
+    "observe/live.py",
     "observe/gradients.py",
     *(f"observe/forwards/{name}.py" for name in ("dispatch", "paths", "watching")),
 }
@@ -146,7 +149,7 @@ def test_reports_know_no_torch_hooks_and_observe_no_presentation():
 
 
 def test_only_the_probe_registers_hooks():
-    """Only the probe and its modes register on models, only observe/gradients.py on optimizers."""
+    """Only the probes and their modes register on models, only observe/gradients.py on optimizers."""
     wrong = []
     for file, tree in sources():
         if f"{'/'.join(file)}.py" in REGISTERS:

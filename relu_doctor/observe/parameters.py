@@ -170,7 +170,7 @@ def _plus(total: Tensor, values: Tensor | None) -> Tensor:
 
 def _rows(values: Tensor | None, term: Term, part: Part | None) -> Tensor | None:
     """The value of each unit's row of a vector of parameters, or of the part of it that is used."""
-    if values is None:
+    if values is None or values.is_complex():
         return None
     if part is not None:
         return _picked(part.values(values), term)
@@ -188,6 +188,7 @@ def _picked(per_row: Tensor, term: Term) -> Tensor | None:
 def _row_squares(weight: Tensor | None, term: Term) -> Tensor | None:
     if weight is None or weight.dim() < 2:
         return None
+    weight = weight.abs() if weight.is_complex() else weight
     if term.weight_part is not None:
         return _picked(term.weight_part.squares(weight), term)
     squared = weight.double().cpu() ** 2

@@ -25,6 +25,7 @@ from relu_doctor.observe.forwards.calls import UnknownCallError, Watch
 from relu_doctor.observe.forwards.discovery import DiscoveringMode, GradientInForwardError
 from relu_doctor.observe.forwards.dispatch import OperatorMode
 from relu_doctor.observe.forwards.following import Depth
+from relu_doctor.observe.forwards.lenient import LenientMode, LiveForward
 from relu_doctor.observe.forwards.modes import ForwardMode
 from relu_doctor.observe.forwards.own_modules import OwnModules
 from relu_doctor.observe.forwards.patience import recognising_mode
@@ -32,7 +33,7 @@ from relu_doctor.observe.forwards.registry import CallRegistry, Reading
 from relu_doctor.observe.forwards.rehearsing import Rehearser
 from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.graph.sharding import groups_of
-from relu_doctor.observe.inputs.counting import Counting
+from relu_doctor.observe.inputs.counting import Counting, first_list
 from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal
 from relu_doctor.observe.models.guard import gradients_required
 from relu_doctor.observe.models.places import ScriptedCode
@@ -195,13 +196,21 @@ class Probe:
         """
         rehearsal = prepare(Counting(0))
         apart = None if rehearsal is None else self.rehearser.rehearse(rehearsal, perform, phase)
+        apart = self.known.rows_told if apart is None else apart  # all that a rectifier sees may be a selection
         if phase not in self.known.phases:
             with suppress(Exception):  # told when the batch is observed
                 self._try(self._discover, run, Reading(None, None, 0, rehearsed=True), phase)
         single = self.known.ranks.single and not self.known.one_by_one
-        if not single and (apart or (rehearsal is not None and rehearsal.num_inputs < 2)):
+        listed = prepare(Counting(items=True))
+        if not single and (apart or (rehearsal is not None and rehearsal.num_inputs < 2 and listed is None)):
             return Counting(0)
         recall = self.known.forget_calls()
+        if listed is not None:
+            apart = self.rehearser.rehearse(listed, perform, phase)
+            differ = len({tensor.shape for tensor in first_list(listed.plain) or ()}) > 1  # no sides of a pair
+            if apart or (differ and self.rehearser.takes_turns(listed, perform, phase)):
+                return Counting(items=True)
+            self.known.forget_calls()
         if single:
             return Counting(None)
         other = prepare(Counting(1))
@@ -209,6 +218,34 @@ class Probe:
             return Counting(1)
         recall()
         return Counting(0)
+
+    def learn(self, run: Callable[[], object], reading: Reading, *, phase: str) -> None:
+        """Find out what a forward's calls are; nothing of it is counted, and the model's state is put back."""
+        self._try(self._discover, run, reading, phase)
+
+    def follow(self, reading: Reading, phase: str) -> LiveForward:
+        """Follow a forward that somebody else is about to perform, whose calls are known.
+
+        Args:
+            reading: how its inputs are counted.
+            phase: under which name its calls are known, and its statistics kept.
+        """
+        mode = LenientMode(self.watch, reading, phase)
+        self._active = mode
+        self._own.clear()
+        return LiveForward(mode, self._leave, below=self.watch.below)
+
+    def _leave(self, mode: LenientMode) -> Exception | None:
+        """A forward that was followed is over: its statistics are kept, unless something in it was not known."""
+        self._active = None
+        error, mode.broken = mode.broken, None
+        if error is None:
+            try:
+                mode.finish()
+                self._commit(mode)
+            except Exception as failure:  # noqa: BLE001  told by whoever follows; the training goes on
+                return failure
+        return error
 
     def _recognise(self, run: Callable[[], object], reading: Reading, phase: str) -> bool:
         """Watch a forward whose calls are all known; false where one is not, and nothing was counted."""

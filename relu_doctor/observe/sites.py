@@ -13,6 +13,7 @@ from torch import Tensor
 from relu_doctor.errors import ConfigError
 from relu_doctor.observe.graph.edges import Edge
 from relu_doctor.observe.graph.operations import Source, all_sources
+from relu_doctor.observe.graph.passing import Speaker
 from relu_doctor.observe.graph.provenance import Provenance
 from relu_doctor.observe.graph.units import Spread, Term, Units, find_units, group
 from relu_doctor.observe.rectifiers.kinds import Rectifier
@@ -41,6 +42,7 @@ class ActivationSite:
         order: position in the first forward pass.
         note: what a report must say about this site; empty where all is well.
         readers: qualified names of the weights and scales that consume its units, the first weighted one on each path.
+        speaker: the parameter whose gradient tells which units were silent; ``None`` where no gradient does.
         selected: its output goes through a choice (a top-k, a mask), and it fires where it passes that.
         spread: how its units are shared with other processes; they are this process's own, and ``site_id`` is that of
             the site as a whole.
@@ -64,6 +66,7 @@ class ActivationSite:
     order: int
     note: str = ""
     readers: tuple[str, ...] = ()
+    speaker: Speaker | None = None
     selected: bool = False
     spread: Spread | None = None
 
@@ -111,7 +114,8 @@ def build_site(
         note = "no weighted operation was found behind it: known by its module and the order of its calls"
     told = units.told or bool(units.axes)
     if not told:
-        note = note or units.note or "the axis of its units could not be told"
+        nothing = "it was called on nothing, which shows no units" if 0 in shape else ""
+        note = nothing or note or units.note or "the axis of its units could not be told"
     codes = math.prod(shape[axis] for axis in units.axes)
     grouping = group(units.table)
     num_units = (int(grouping.max()) + 1 if grouping is not None else codes) if told else 0

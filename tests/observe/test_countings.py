@@ -136,3 +136,72 @@ def test_repetitions_are_found_however_inputs_are_counted(name):
     model, batches = CASES[name].build()
     coverage = relu_doctor.scan(model, [*batches, *batches]).table.coverage
     assert (coverage.num_inputs, coverage.distinct_inputs) == (40, 20)
+
+
+class Reader(nn.Module):
+    """Reads sequences of any length one by one, or all of them joined."""
+
+    def __init__(self, joined=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.joined = nn.Linear(6, 5), joined
+
+    def forward(self, sequences):
+        if self.joined:
+            return F.relu(self.layer(torch.cat(list(sequences)))).sum()
+        return torch.stack([F.relu(self.layer(sequence)[None]).mean((0, 1)) for sequence in sequences])
+
+
+def sequences(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(length, 6, generator=generator) for length in lengths]
+
+
+def scan_lists(model, batches, **arguments):
+    return relu_doctor.scan(model, batches, forward=lambda model, batch: model(batch), **arguments)
+
+
+def test_each_tensor_of_a_list_is_an_input():
+    """Sequences of different lengths count one each, also where one is as long as the list."""
+    batches = [sequences(4, 2, 5, 3), sequences(6, 1), sequences(3)]
+    diagnosis = scan_lists(Reader(), batches)
+    fired = torch.stack([(Reader().layer(each) > 0).any(0) for batch in batches for each in batch]).sum(0)
+    assert diagnosis.units["inputs"].tolist() == [7] * 5
+    assert diagnosis.units["inputs_fired"].tolist() == fired.tolist()
+    assert diagnosis.table.coverage.num_inputs == 7
+
+
+def test_a_list_that_is_joined_is_no_more_inputs_than_it_has_tensors():
+    """Rows of joined sequences are not taken for inputs."""
+    diagnosis = scan_lists(Reader(joined=True), [sequences(4, 2, 5, 3), sequences(6, 1), sequences(3)])
+    assert diagnosis.table.coverage.num_inputs == 7
+    assert 0 < diagnosis.units["inputs"].max() <= 7
+
+
+def test_lists_are_cut_and_repetitions_found_in_them():
+    """A limit counts tensors, and the same tensor again is no evidence."""
+    batch = sequences(4, 2, 5, 3)
+    assert scan_lists(Reader(), [batch, batch], max_inputs=3).table.coverage.num_inputs == 3
+    coverage = scan_lists(Reader(), [batch, batch]).table.coverage
+    assert (coverage.num_inputs, coverage.distinct_inputs) == (8, 4)
+
+
+def test_levels_of_a_pyramid_are_no_inputs():
+    """A list of feature maps of one batch is counted by its batch."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 5, 3)
+
+        def forward(self, levels):
+            return sum(F.relu(self.conv(level)).mean((2, 3)) for level in levels)
+
+    levels = [[torch.randn(size, 4, side, side) for side in (8, 6, 4)] for size in (7, 2)]
+    assert scan_lists(Head(), levels).units["inputs"].tolist() == [9] * 5
+
+
+def test_sequences_read_one_by_one_are_counted_along_the_first_axis():
+    """A loop over inputs, whose steps do not touch each other either."""
+    diagnosis = relu_doctor.scan(Reader(), [torch.randn(6, 6, 6), torch.randn(3, 6, 6)])
+    assert diagnosis.units["inputs"].tolist() == [9] * 5

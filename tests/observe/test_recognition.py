@@ -32,6 +32,7 @@ def by_a_mask_of_what_was_copied(z):
     return copied
 
 
+SHIFT = nn.Parameter(torch.full((7,), 0.1))
 RECTIFYING = {
     "relu": F.relu,
     "torch_relu": torch.relu,
@@ -46,6 +47,9 @@ RECTIFYING = {
     "clamp_min_function": lambda z: torch.clamp_min(z, 0.0),
     "clip": lambda z: z.clip(min=0),
     "threshold": lambda z: F.threshold(z, 0.0, 0.0),
+    "sign_bit": lambda z: z * ~torch.signbit(z),
+    "sign": lambda z: z * (z.sign() > 0),
+    "clamp_between_tensors": lambda z: torch.clamp(z / 10, torch.zeros(()), torch.full((), 5.0)),
     "relu6": lambda z: F.relu6(z / 10),
     "hardtanh": lambda z: F.hardtanh(z / 10, 0.0, 5.0),
     "leaky_with_no_slope": lambda z: F.leaky_relu(z, negative_slope=0.0),
@@ -128,9 +132,12 @@ def saturated(diagnosis) -> set[int]:
         lambda z: F.relu(z) - 0.1 * F.relu(-z),
         lambda z: z.clamp(min=0) + 0.25 * z.clamp(max=0),
         lambda z: F.relu(z) + torch.exp(torch.minimum(z, torch.tensor(0.0))) - 1,
+        lambda z: torch.maximum(z, torch.zeros(())) + torch.minimum(torch.exp(z) - 1, torch.zeros(())),
         lambda z: z.clamp(min=0) + torch.log1p(torch.exp(-z.abs())),
+        lambda z: F.relu(x := 1.5 * z + 0.1) - 0.1 * F.relu(-x),
+        lambda z: F.relu(x := z + SHIFT) + 0.125 * (x - x.abs()),
     ],
-    ids=["leaky", "prelu", "elu", "softplus"],
+    ids=["leaky", "prelu", "elu", "elu_by_minimum", "softplus", "leaky_of_a_sum", "prelu_of_a_sum"],
 )
 def test_rectifiers_that_make_up_one_without_a_flat_side_are_not_dead_in_it(function):
     """A leaky ReLU written as a sum of two ReLUs is one site, which cannot die."""
@@ -138,6 +145,38 @@ def test_rectifiers_that_make_up_one_without_a_flat_side_are_not_dead_in_it(func
     assert len(diagnosis.sites) == 1
     assert dead_units(diagnosis) == [set()]
     assert diagnosis.units["inputs_fired"].tolist() == [60] * 7
+
+
+class Shrink(nn.Module):
+    """Soft thresholds, one per unit, as the sum of its two sides."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.edge = planted(8), nn.Linear(7, 3), nn.Parameter(torch.full((7,), 0.5))
+
+    def forward(self, x):
+        z = self.first(x)
+        return self.last(F.relu(z - self.edge) - F.relu(-z - self.edge))
+
+
+def test_both_sides_of_a_soft_threshold_are_sites():
+    """Edges that are learned do not make one site of a value and its negative."""
+    upper, lower = dead_units(relu_doctor.scan(Shrink(), inputs(8), exhaustive=True))
+    assert upper >= DEAD
+    assert not DEAD & lower
+
+
+class Learned(Shrink):
+    def forward(self, x):
+        return self.last(torch.maximum(self.first(x), self.edge))
+
+
+def test_the_larger_of_a_value_and_a_parameter_fires_above_it():
+    """A thresholded linear unit with a learned threshold, as after filter response normalisation."""
+    diagnosis = relu_doctor.scan(Learned(), inputs(8), exhaustive=True)
+    assert dead_units(diagnosis) == [DEAD]
+    fires = (planted(8)(inputs(8)) > 0.5).sum(0)
+    assert diagnosis.units["inputs_fired"].tolist() == fires.tolist()
 
 
 def test_a_prelu_written_out_with_its_parameter():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import relu_doctor
 
@@ -112,3 +114,65 @@ def test_weights_that_the_data_choose_have_no_units_of_their_own():
     diagnosis = relu_doctor.scan(Chosen(), torch.randn(20, 6))
     assert diagnosis.summary["unobserved_sites"] == ["relu()#1"]
     assert diagnosis.table.sites[0].note.startswith("the data choose the weights")
+
+
+class LastOne(nn.Module):
+    """Rectifies one position of each sequence, by the length that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 5)
+
+    def forward(self, x, lengths):
+        return F.relu(self.layer(x)[torch.arange(len(x)), lengths - 1])
+
+
+class Packed(LastOne):
+    """Packs sequences of the lengths that it is given, for a recurrent layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.RNN(6, 5, nonlinearity="relu", batch_first=True)
+
+    def forward(self, x, lengths):
+        return self.layer(pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False))[1]
+
+
+@pytest.mark.parametrize("model", [LastOne(), Packed()], ids=["last", "packed"])
+def test_rows_that_lengths_pick_keep_their_inputs(model):
+    """Lengths are data: of one position, and of packed steps, each input counts once, in batches of any size."""
+    generator = torch.Generator().manual_seed(1)
+    sizes = (9, 7, 5)
+    batches = [
+        (torch.randn(size, 6, 6, generator=generator), torch.randint(1, 7, (size,), generator=generator))
+        for size in sizes
+    ]
+    diagnosis = relu_doctor.scan(model, batches)
+    assert diagnosis.units["inputs"].tolist() == [sum(sizes)] * 5
+    assert not any("does not show" in note for note in diagnosis.table.coverage.notes)
+
+
+class ManyExperts(nn.Module):
+    """Tokens routed to more experts than a few inputs have tokens."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.router, self.experts = nn.Linear(6, 12), nn.ModuleList(nn.Linear(6, 5) for _ in range(12))
+
+    def forward(self, x):
+        flat = x.flatten(0, 1)
+        route, out = self.router(flat).argmax(-1), flat.new_zeros(len(flat), 5)
+        for index, expert in enumerate(self.experts):
+            out[route == index] = F.relu(expert(flat[route == index]))
+        return out.view(*x.shape[:2], 5)
+
+
+def test_tokens_of_many_experts_are_counted_under_their_inputs():
+    """Each expert sees as many inputs as have a token for it, along the first axis."""
+    model, x = ManyExperts(), torch.randn(96, 2, 6, generator=torch.Generator().manual_seed(1))
+    diagnosis = relu_doctor.scan(model, x.split(12))
+    seen = [int((model.router(x).argmax(-1) == index).any(1).sum()) for index in range(12)]
+    observed = diagnosis.units.groupby("site", sort=False)["inputs"].first()
+    assert sorted(observed) == sorted(count for count in seen if count)

@@ -183,7 +183,7 @@ def test_a_summary_made_of_blocks_is_that_of_the_whole(compiled):
     assert isinstance(parts, CallSummary)
     assert torch.equal(parts.fired, whole.fired)
     assert torch.equal(parts.valid, whole.valid)
-    assert_same(parts.stats, whole.stats, rounding=1e-6)
+    assert_same(parts.stats, whole.stats, rounding=1e-6, of_sums=2e-7)  # values are summed in float32
 
 
 def test_what_is_changed_in_a_summary_is_what_counts():
@@ -209,14 +209,14 @@ def three_statistics(draw):
 DECLARED = [declared for declared in fields(UnitStats) if "law" in declared.metadata]
 
 
-def assert_same(a: UnitStats, b: UnitStats, *, rounding: float = 1e-10) -> None:
+def assert_same(a: UnitStats, b: UnitStats, *, rounding: float = 1e-10, of_sums: float = 1e-13) -> None:
     for declared in DECLARED:
         left, right, law = getattr(a, declared.name), getattr(b, declared.name), declared.metadata["law"]
         assert {left.dtype, right.dtype} <= {declared.metadata["dtype"], declared.metadata["narrow"]}, declared.name
         if law in {"mean", "squares"}:
             torch.testing.assert_close(left, right, rtol=rounding, atol=rounding)
         elif law == "sum" and left.dtype == torch.float64:
-            torch.testing.assert_close(left, right, rtol=max(rounding / 1000, 1e-13), atol=0)
+            torch.testing.assert_close(left, right, rtol=of_sums, atol=0)
         else:
             assert torch.equal(left, right.to(left.dtype)), declared.name
 

@@ -196,3 +196,22 @@ def _halves(experts, x):
 )
 def halves_of_a_batch():
     return Experts(_halves)
+
+
+def _late_routes() -> list[Tensor]:
+    """Batches of which the first has nothing for the last expert."""
+    first, *rest = normal(6, sizes=(10, 20, 20))()
+    first[_routed(first) == 2, 0] = 0
+    return [first, *rest]
+
+
+def _all_of_them(experts, x):
+    route, out = _routed(x), x.new_zeros(len(x), 5)
+    for index, expert in enumerate(experts):
+        out[route == index] = F.relu(expert(x[route == index]))
+    return out
+
+
+@case(_late_routes, *SITES, HEAD, owners=_owners, order=lambda batch: [*(site.name for site in SITES), HEAD.name])
+def experts_that_see_nothing_at_first():
+    return Experts(_all_of_them)

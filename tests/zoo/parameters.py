@@ -164,3 +164,28 @@ def _standardised(m, x):
 @case(normal(3, 5, 5), Site("relu()", 5, {1, 4}, {0}, "bias", arrange=channels))
 def weights_standardised_in_the_forward():
     return Chain(_standardised, weight=nn.Parameter(torch.randn(5, 3, 3, 3)), bias=nn.Parameter(torch.zeros(5)))
+
+
+class Spectral(nn.Module):
+    """A layer of a Fourier operator: complex weights on the lowest frequencies, beside a convolution of one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 5, 3, dtype=torch.cfloat) * 0.3)
+        self.local, self.head = nn.Conv1d(4, 5, 1), nn.Linear(5, 4)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft(x)
+        mixed = torch.zeros(len(x), 5, spectrum.shape[-1], dtype=torch.cfloat)
+        mixed[:, :, :3] = torch.einsum("bit,iot->bot", spectrum[:, :, :3], self.weight)
+        y = F.relu(torch.fft.irfft(mixed, n=x.shape[-1]) + self.local(x))
+        return F.relu(self.head(y.mean(2)))
+
+
+@case(
+    normal(4, 8),
+    Site("relu()#1", 5, {1, 4}, {0}, "local.bias", arrange=channels),
+    Site("relu()#2", 4, {2}, {1}, "head.bias"),
+)
+def complex_weights():
+    return Spectral()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.utils.parametrize import ParametrizationList
 
+from relu_doctor.errors import ReLUDoctorError
 from relu_doctor.observe.forwards.calls import Open, Watch
 from relu_doctor.observe.forwards.following import Depth, Follower
 from relu_doctor.observe.forwards.layout import Sample
@@ -22,8 +24,10 @@ from relu_doctor.observe.forwards.recorder import Pending
 from relu_doctor.observe.forwards.recurrent import LAYERS, RecurrentLayer, recurrent_site
 from relu_doctor.observe.forwards.registry import Call, Reading, Witness
 from relu_doctor.observe.forwards.selection import Choice, Selection
+from relu_doctor.observe.forwards.unseen import DROPOUTS, is_accounted_for, made_zero
 from relu_doctor.observe.forwards.watching import aside
 from relu_doctor.observe.graph.edges import Edge
+from relu_doctor.observe.graph.passing import candidates, passing
 from relu_doctor.observe.graph.provenance import GraphReader, Provenance
 from relu_doctor.observe.graph.routing import uses
 from relu_doctor.observe.inputs.feeding import tensors_in
@@ -80,6 +84,7 @@ class DiscoveringMode(ForwardMode):
         self._read_otherwise: set[int] = set()  # calls whose output goes to something else than a choice
         self._parts: list[tuple[int, tuple[int, ...]]] = []  # calls that turn out to be a rectifier, and their parts
         self._measured: dict[int, Pending] = {}
+        self._drops = phase == "train"
 
     def _left(self, path: str, module: nn.Module, args: Any, output: Any, called_before: int) -> None:
         """A module's forward has returned."""
@@ -135,11 +140,28 @@ class DiscoveringMode(ForwardMode):
         if self.depth.everywhere and func is torch._C._set_grad_enabled and args and not args[0]:
             return None
         self.watch.known.ranks.note_call(func, args)
+        self._look_at_zeros(func, args, kwargs)
         result = self.follower.perform(func, args, kwargs)
         if func in LAYERS:
             self._mark(args, kwargs, result)
         self._keep(result)
         return result
+
+    def _look_at_zeros(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Point out values that something has rectified which was not recognised; dropout makes zeros as well."""
+        self._drops |= func in DROPOUTS and bool(argument(args, kwargs, 2, "training", True))
+        if self._drops or self.watch.inside_custom or torch._C._are_functorch_transforms_active():
+            return
+        for tensor in made_zero(func, args, kwargs):
+            edge = self.follower.edge(tensor)
+            known = {node for node, index in self.rectified.items() if self.calls[index].site is not None}
+            if edge is None or is_accounted_for(edge, self.graph.operations, known):
+                continue
+            path, module = self.paths.here
+            self.watch.known.note(
+                f"what {path or type(module).__name__} reads is zero in many places, and no rectifier was seen to have "
+                "made it so: mark an activation of your own with relu_doctor.tap(name, pre, post)"
+            )
 
     def _keep(self, result: Any) -> None:
         """Remember where results stand in the graph."""
@@ -189,11 +211,11 @@ class DiscoveringMode(ForwardMode):
         if provenance.sources or name not in GENERIC:
             feeds = self._feeding(pre)
             occurrence = self.anonymous.get(base_name, 0)
-            site = build_site(
+            build = partial(
+                build_site,
                 base_name=base_name,
                 kind=name,
                 rectifier=rectifier,
-                edge=edge,
                 shape=pre.shape,
                 provenance=provenance,
                 feeds=feeds,
@@ -201,10 +223,17 @@ class DiscoveringMode(ForwardMode):
                 occurrence=occurrence,
                 unit_axis=told if wanted is None and not provenance.sources else wanted,
             )
+            try:
+                site = build(edge=edge)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:  # a node that cannot be run backwards
+                if not self.depth.real or isinstance(error, ReLUDoctorError):
+                    raise  # another depth may know better
+                site = build(edge=None)
             if not site.producers:
                 self.anonymous[base_name] = occurrence + 1
-            if name in GENERIC and not site.num_units:
+            if name in GENERIC and not site.num_units and pre.numel():
                 site = None
+                self.watch.known.note(f"{base_name} may rectify: the axis of the units behind it could not be told")
             else:
                 self.watch.known.know(site)
         return site
@@ -392,7 +421,22 @@ class DiscoveringMode(ForwardMode):
             site = self.calls[index].site
             if site is not None:
                 self.watch.known.note_readers(site.site_id, names)
+        self._note_speakers()
         self.watch.known.learn(self.phase, self.calls)
+
+    def _note_speakers(self) -> None:
+        """Note the parameters whose gradients tell which units were silent."""
+        sites = {index: call.site for index, call in enumerate(self.calls) if call.site is not None}
+        possible = {
+            site.site_id: {speaker.name: speaker for speaker in candidates(site.terms)}
+            for site in sites.values()
+            if site.rectifier.can_die and site.num_units
+        }
+        owned = {index: possible.get(site.site_id, {}) for index, site in sites.items()}
+        speak = passing(self._results, self.rectified, owned, self.watch.known.names)
+        for site_id, speakers in possible.items():
+            told = {name: speaker for name, speaker in speakers.items() if name in speak}
+            self.watch.known.note_speakers(site_id, told)
 
     def _feeding(self, pre: Tensor | None) -> tuple[str, ...]:
         """The sites whose outputs reach a tensor."""

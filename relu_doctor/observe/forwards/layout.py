@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from relu_doctor.observe.inputs.feeding import sent
 from relu_doctor.observe.inputs.owners import Rows
 from relu_doctor.observe.inputs.rehearsal import differs
 from relu_doctor.observe.sites import ActivationSite
@@ -51,6 +52,7 @@ class Seen:
         padded: the mask's positions are this site's; ``None`` while no padding was rehearsed.
         tried: there were several inputs to tell apart.
         apart: one input changed its own share of some axis only.
+        alone: it is called once for each input.
     """
 
     batch: int | None = None
@@ -58,6 +60,7 @@ class Seen:
     padded: bool | None = None
     tried: bool = True
     apart: bool = False
+    alone: bool = False
 
 
 def read_layout(
@@ -80,6 +83,8 @@ def read_layout(
     others = [axis for axis in range(len(shape)) if axis not in site.unit_axes]
     if not others:
         return Layout(tuple(site.unit_axes), 1, 0, by_rows=False)
+    if seen is not None and seen.alone:
+        return Layout((others[0], *site.unit_axes, *others[1:]), 1, shape[others[0]], by_rows=False)
     matching = [axis for axis in others if shape[axis] == num_inputs]
     batch, split, by_rows = others[0], 0, False
     by_size = others[0] == 0 or seen is None or seen.apart or not seen.tried  # else it may be slots that are no inputs
@@ -150,7 +155,7 @@ def arrange(values: Tensor, layout: Layout, site: ActivationSite) -> Tensor:
         return arranged
     order = torch.argsort(site.grouping, stable=True)
     if not bool((order[1:] > order[:-1]).all()):
-        arranged = arranged[:, order.to(values.device)]
+        arranged = arranged[:, sent(order, values.device)]
     return arranged.reshape(layout.num_inputs, site.num_units, -1)
 
 

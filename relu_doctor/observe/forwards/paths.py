@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,14 +27,14 @@ class ModulePaths:
     Args:
         watch: whose model.
         mode: that watches the forward, and counts the rectifier calls.
-        left: called when a module's forward has returned: its path, the module, its arguments, its output, and how many
-            rectifier calls there had been before.
+        left: a method of the mode, called when a module's forward has returned: its path, the module, its arguments,
+            its output, and how many rectifier calls there had been before.
     """
 
     def __init__(self, watch: Watch, mode: ForwardMode, left: Left) -> None:
         self._watch = watch
-        self._mode = mode
-        self._left = left
+        self._mode = weakref.proxy(mode)  # which holds this
+        self._left = weakref.WeakMethod(left)
         self._running: list[tuple[str, nn.Module, Steps, int]] = []  # and the calls seen before each
         self._scripts: list[tuple[str, int]] = []
         self._thread = threading.get_ident()
@@ -74,7 +75,9 @@ class ModulePaths:
             if not self._is_here(path, -1) or not self._running or self._running[-1][1] is not module:
                 return  # also where a hook before ours has raised
             *_, called_before = self._running.pop()
-            self._left(path, module, args, output, called_before)
+            left = self._left()
+            if left is not None:
+                left(path, module, args, output, called_before)
 
         stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
         stack.callback(module.register_forward_hook(leave, always_call=True).remove)

@@ -13,6 +13,8 @@ from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.statistics import fused
 from relu_doctor.observe.statistics.plain import BLOCK
 
+_DEVICE_BLOCK = 1 << 24  # values that are copied at a time on a device, where each call costs more
+
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
@@ -53,7 +55,8 @@ class Arrangement:
             geometry = fused.geometry_of(arranged) if compiled and values.device.type == "cpu" else None
             return cls(layout, (inputs, units, positions), geometry, 0, tokens)
         of_one = values.numel() // max(layout.num_inputs, 1)
-        return cls(layout, (inputs, units, positions), None, max(1, BLOCK // max(of_one, 1)), tokens)
+        block = BLOCK if values.device.type == "cpu" else _DEVICE_BLOCK
+        return cls(layout, (inputs, units, positions), None, max(1, block // max(of_one, 1)), tokens)
 
     def pieces(self, values: Tensor, site: ActivationSite) -> Iterator[Tensor]:
         """The values as (inputs, units, positions), all at once or some inputs at a time."""

@@ -47,6 +47,8 @@ class RecognisingMode(ForwardMode):
         self.sample, site = call.sample, call.site
         if site is not None and site.unit_axes and site.codes != _codes(shape, site.unit_axes):
             raise UnknownCallError
+        if call.shows_nothing and 0 not in shape:
+            raise UnknownCallError
         return site
 
     def awaits(self, site: ActivationSite) -> bool:

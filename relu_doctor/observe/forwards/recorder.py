@@ -12,6 +12,7 @@ from torch import Tensor
 from relu_doctor.observe.forwards.layout import Layout, Sample, Seen, layout_of_rows, read_layout
 from relu_doctor.observe.forwards.pieces import Arrangement
 from relu_doctor.observe.forwards.registry import CallRegistry, Reading
+from relu_doctor.observe.inputs.feeding import sent
 from relu_doctor.observe.inputs.owners import Rows
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.statistics import fused
@@ -192,7 +193,7 @@ class Recorder:
         if rows is not None:
             valid = rows.valid(mask, positions)
         elif seen is not None and seen.padded and mask.shape == (inputs, positions):
-            valid = mask.to(device=device, dtype=torch.bool)
+            valid = sent(mask.bool(), device)
         else:
             return None
         return valid.reshape(-1, 1) if self.tokens and valid is not None else valid
@@ -228,7 +229,8 @@ class Recorder:
     def stage(self, pending: Pending) -> None:
         """Keep a call's numbers until the forward is committed."""
         staged = self._staged.setdefault(pending.site.site_id, Staged())
-        alone = pending.site.site_id in self.known.one_by_one and len(pending.summary.fired) == 1
+        seen = self.known.seen.get(pending.site.site_id)
+        alone = seen is not None and seen.alone and len(pending.summary.fired) == 1
         staged.add(pending.summary, others=pending.tokens or alone)
 
     def commit(self, kept: MutableMapping[str, UnitStats]) -> None:

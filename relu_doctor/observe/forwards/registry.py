@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from relu_doctor.observe.forwards.layout import Sample, Seen
 from relu_doctor.observe.graph.names import ParameterNames
+from relu_doctor.observe.graph.passing import Speaker
 from relu_doctor.observe.inputs.ranks import Ranks
 from relu_doctor.observe.sites import ActivationSite, name_sites
 
@@ -52,6 +53,11 @@ class Call:
             return self.site is other.site
         return (self.site.site_id, self.site.unit_axes) == (other.site.site_id, other.site.unit_axes)
 
+    @property
+    def shows_nothing(self) -> bool:
+        """Whether its units did not show because it was called on nothing: an expert that no token came to."""
+        return self.site is not None and not self.site.num_units and 0 in self.sample.shape
+
 
 class CallRegistry:
     """The memory of a probe: what one forward taught is what the next one is recognised by.
@@ -66,9 +72,9 @@ class CallRegistry:
         selected: sites whose output goes through a choice (a top-k, a mask) before anything reads it.
         gated: those of them where the choice may be another layer's.
         readers: per ``site_id``, the parameters that consume its units.
+        speakers: per ``site_id``, the parameters whose gradients may tell which units were silent; of all forwards.
         phases: of which an order of calls is known.
         hidden: operators of the dispatcher that rectify inside, where nothing can be measured.
-        one_by_one: sites that a forward calls once for each input.
         rows_told: whether it was seen whose the rows of selections are; ``None`` while that was not tried.
         ranks: whether its layers were given batches or single inputs.
         compiles: a call was large enough to load the compiled loops for.
@@ -83,9 +89,9 @@ class CallRegistry:
         self.selected: set[str] = set()
         self.gated: set[str] = set()
         self.readers: dict[str, dict[str, None]] = {}
+        self.speakers: dict[str, dict[str, Speaker]] = {}
         self.phases: set[str] = set()
         self.hidden: set[str] = set()
-        self.one_by_one: set[str] = set()
         self.rows_told: bool | None = None
         self.ranks = Ranks()
         self.compiles = False
@@ -96,21 +102,34 @@ class CallRegistry:
         self._order: list[str] = []  # of the sites in the forward
         self._transitions: dict[tuple[str, int, Witness], tuple[Call, int]] = {}
         self._states = ROOT
+        self._told: dict[Witness, ActivationSite | None] = {}  # by what feeds them, the sites of calls on something
+        self._empty: dict[Witness, ActivationSite | None] = {}  # those that were called on nothing so far
+        self._nothing: set[str] = set()  # sites as calls on nothing showed them
 
     def sites(self) -> list[ActivationSite]:
         """The sites found so far, in forward order, under their final names."""
         order = {name: place for place, name in enumerate(self.names)}
-        met = [site_id for site_id in self._order if site_id in self._sites]  # in forwards that came to their end
+        known = {site.site_id for site in (*self._empty.values(), *self._told.values()) if site is not None}
+        filled = self._nothing - known
+        met = [  # in forwards that came to their end
+            site_id for site_id in self._order if site_id in self._sites and site_id not in filled
+        ]
         places = {site_id: place for place, site_id in enumerate(met)}
         named = [
             replace(
                 site,
                 selected=site.site_id in self.selected,
+                speaker=next(iter(self.speakers.get(site.site_id, {}).values()), None),
                 readers=tuple(sorted(self.readers.get(site.site_id, ()), key=lambda name: order.get(name, len(order)))),
             )
             for site in name_sites({site_id: self._sites[site_id] for site_id in places}, order)
         ]
         return sorted(named, key=lambda site: places[site.site_id])
+
+    @property
+    def one_by_one(self) -> set[str]:
+        """The sites that a forward calls once for each input."""
+        return {site_id for site_id, seen in self.seen.items() if seen.alone}
 
     @property
     def unseen(self) -> set[str]:
@@ -142,17 +161,24 @@ class CallRegistry:
         """Remember which parameters consume a site's units; they are all those of all forwards."""
         self.readers.setdefault(site_id, {}).update(dict.fromkeys(names))
 
+    def note_speakers(self, site_id: str, speakers: Mapping[str, Speaker]) -> None:
+        """Remember which parameters speak for a site: those that did so in every forward so far."""
+        before = self.speakers.get(site_id)
+        self.speakers[site_id] = {
+            name: speaker for name, speaker in (speakers if before is None else before).items() if name in speakers
+        }
+
     def forget_calls(self) -> Callable[[], None]:
         """Forget the orders of calls and what rehearsals showed, since inputs may be counted in another way.
 
         Returns:
             A function that brings all of it back.
         """
-        kept = self.seen, self.phases, self._transitions
-        self.seen, self.phases, self._transitions = {}, set(), {}
+        kept = self.seen, self.phases, self._transitions, self.rows_told
+        self.seen, self.phases, self._transitions, self.rows_told = {}, set(), {}, None
 
         def recall() -> None:
-            self.seen, self.phases, self._transitions = kept
+            self.seen, self.phases, self._transitions, self.rows_told = kept
 
         return recall
 
@@ -164,13 +190,27 @@ class CallRegistry:
         """Remember an order of calls; a site may be called with other axes from one call to the next."""
         self.phases.add(phase)
         state = ROOT
+        calls = [self._filled(call) for call in calls]
         for call in calls:
             known = self._transitions.get((phase, state, call.witness))
-            if known is None or not known[0].is_like(call):
+            if known is None or not known[0].is_like(call) or known[0].shows_nothing:
                 self._states += 1
                 known = self._transitions[(phase, state, call.witness)] = (call, self._states)
             state = known[1]
         self._place(calls)
+
+    def _filled(self, call: Call) -> Call:
+        """A call on nothing is of the site that the same weights feed when there is something."""
+        if not call.shows_nothing:
+            self._told[call.witness] = call.site
+            self._empty.pop(call.witness, None)
+            return call
+        if call.site is not None:
+            self._nothing.add(call.site.site_id)
+        if call.witness in self._told:
+            return replace(call, site=self._told[call.witness])
+        self._empty[call.witness] = call.site
+        return call
 
     def _place(self, calls: list[Call]) -> None:
         """Put sites that are met for the first time behind the one that was called before them."""

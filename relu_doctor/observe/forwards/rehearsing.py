@@ -107,7 +107,8 @@ class Rehearser:
         for site_id in unknown:
             known.seen[site_id] = replace(known.seen.get(site_id, Seen()), tried=several)
         if several:
-            known.one_by_one |= _one_by_one(before, trials, rehearsal.num_inputs)
+            for site_id in _one_by_one(before, trials, rehearsal.num_inputs):
+                known.seen[site_id] = replace(known.seen.get(site_id, Seen()), alone=True)
         if any(call.rows is not None for call in before):
             self._tries += 1
             told = [_rows_hold(before, trial) for trial in trials]
@@ -115,7 +116,7 @@ class Rehearser:
             known.rows_told = holds if known.rows_told is None or holds is False else known.rows_told
         if rehearsal.mask is not None:
             self._see_padding(rehearsal, perform, phase)
-        return _keeps_apart(before, trials, rehearsal.num_inputs)
+        return _keeps_apart(before, trials, rehearsal.num_inputs, known.one_by_one)
 
     def _see_padding(self, rehearsal: Rehearsal, perform: Perform, phase: str) -> None:
         """Try out at which sites the positions of the mask are padding."""
@@ -135,6 +136,22 @@ class Rehearser:
         for site_id, seen in known.seen.items():
             if seen.padded is None:
                 known.seen[site_id] = replace(seen, padded=found.get(site_id, False))
+
+    def takes_turns(self, rehearsal: Rehearsal, perform: Perform, phase: str) -> bool:
+        """Whether what changes with the first and with the last input lies apart in every call, however it is put.
+
+        Args:
+            rehearsal: the inputs, as they are and altered.
+            perform: performs the forward on inputs.
+            phase: under which name calls are known.
+        """
+        reading = _reading(rehearsal.num_inputs, rehearsal.axis)
+        given = rehearsal.plain, rehearsal.altered, rehearsal.altered_last
+        before, first, last = (self.trace(perform, inputs, reading, phase) for inputs in given)
+        if not before or not len(before) == len(first) == len(last):
+            return False
+        calls = list(zip(before, first, last, strict=True))
+        return all(_are_alike(one, a) and _are_alike(one, b) and _lie_apart(one, a.pre, b.pre) for one, a, b in calls)
 
     def changes(
         self, perform: Perform, plain: Inputs, altered: Inputs, num_inputs: int, axis: int | None, phase: str
@@ -212,12 +229,14 @@ def _rows_hold(before: Trace, trial: Trial) -> bool | None:
     """Whether the rows of selections are those that they seem to be: the altered input's changed, the others did not.
 
     Returns:
-        ``None`` where they do not tell: the altered input may not be among the selected.
+        ``None`` where they do not tell: the altered input may not be among the selected, or be of another length.
     """
     then, now = (_rows_by_owner(trace, trial.altered) for trace in (before, trial.trace))
     changed = stayed = False
     for site_id in then.keys() & now.keys():
         (own, others), (altered, still) = then[site_id], now[site_id]
+        if others.shape[1:] != still.shape[1:]:
+            return None  # other lengths: the altered input was the longest
         if others.shape != still.shape or not torch.allclose(others, still, rtol=1e-3, atol=1e-5, equal_nan=True):
             return False
         stayed |= len(others) > 0
@@ -237,17 +256,33 @@ def _rows_by_owner(trace: Trace, owner: int) -> dict[str, tuple[Tensor, Tensor]]
     return {site_id: (torch.cat(own), torch.cat(rest)) for site_id, (own, rest) in found.items()}
 
 
-def _keeps_apart(before: Trace, trials: Sequence[Trial], num_inputs: int) -> bool | None:
-    """Whether what changed with an input is that input's alone; ``None`` where nothing tells."""
+def _keeps_apart(before: Trace, trials: Sequence[Trial], num_inputs: int, alone: set[str]) -> bool | None:
+    """Whether what changed with an input is that input's alone; ``None`` where nothing tells.
+
+    Args:
+        before: the calls as they were.
+        trials: with one input altered.
+        num_inputs: of the rehearsal.
+        alone: the sites that are called once for each input.
+    """
     if num_inputs < 2 or any(len(trial.trace) != len(before) for trial in trials):
         return None
     told = [
-        _are_alike(one, other) and _is_apart(one.pre, other.pre, one.site, num_inputs, trial.altered)
+        _are_alike(one, other)
+        and (one.site.site_id in alone or _is_apart(one.pre, other.pre, one.site, num_inputs, trial.altered))
         for trial in trials
         for one, other in zip(before, trial.trace, strict=True)
         if one.rows is None and _differ(one, other)  # a selection may be another one now
     ]
     return all(told) if told else None
+
+
+def _lie_apart(call: Traced, one: Tensor, other: Tensor) -> bool:
+    """Whether two changes of a call have no row of some axis in common."""
+    for axis in (axis for axis in range(call.pre.dim()) if axis not in call.site.unit_axes):
+        if not set(changed_rows(call.pre, one, axis)) & set(changed_rows(call.pre, other, axis)):
+            return True
+    return torch.equal(call.pre, one) or torch.equal(call.pre, other)
 
 
 def _one_by_one(before: Trace, trials: Sequence[Trial], num_inputs: int) -> set[str]:

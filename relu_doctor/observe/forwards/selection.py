@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from relu_doctor.observe.forwards.recorder import Pending
+from relu_doctor.observe.inputs.feeding import sent
 from relu_doctor.observe.statistics.kernels import pool_rows
 
 TOP_K = {torch.topk, Tensor.topk}
@@ -145,7 +146,7 @@ def _owners(places: Tensor, pending: Pending) -> tuple[Tensor, Tensor]:
     for axis in site.unit_axes:
         units = units * pending.shape[axis] + coordinates[axis]
     if site.grouping is not None:
-        units = site.grouping.to(places.device)[units]
+        units = sent(site.grouping, places.device)[units]
     batch = layout.order[0]
     if batch in site.unit_axes:
         return torch.zeros_like(places), units

@@ -186,6 +186,7 @@ class Stretch:
         if gradient is None:
             return torch.zeros(count, 0, device=self.device)
         gradient = gradient.float() if gradient.dtype in {torch.float16, torch.bfloat16} else gradient
+        gradient = _magnitudes(gradient) if gradient.is_complex() else gradient
         by_row = gradient.movedim(source.row_axes, tuple(range(len(source.row_axes))))
         if source.members is not None:
             by_row = joined(by_row, source.members).movedim(1, -1)
@@ -323,6 +324,12 @@ class Stretch:
         found = self._first(source)[0].sum(1, dtype=torch.float64)
         tolerance = 0.02 if self.dtype in {torch.float16, torch.bfloat16} else 1e-3
         return bool(((found - expected).abs() <= tolerance * expected.abs().clamp_min(1e-12)).all())
+
+
+def _magnitudes(gradient: Tensor) -> Tensor:
+    """What arrived at a complex output: one code multiplies it, whatever its angle; what rounding left counts as 0."""
+    sizes = gradient.abs()
+    return torch.where(sizes > 1e-5 * sizes.amax(), sizes, 0) if sizes.numel() else sizes
 
 
 def _rows_of_codes(decoded: Tensor, codes: int) -> Tensor | None:

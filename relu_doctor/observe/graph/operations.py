@@ -46,6 +46,7 @@ _LOOKUPS = {"EmbeddingBackward0", "EmbeddingBagBackward0"}
 _ELEMENTWISE = {"AddBackward0", "MulBackward0", "SubBackward0", "DivBackward0"}
 _CHOICES = {"IndexBackward0", "IndexSelectBackward0", "GatherBackward0", "TakeBackward0"}
 _OTHERS = {"TrilinearBackward0", "GroupedMmBackward0"}
+_BEFORE = 64  # nodes that it may take to compute a weight
 _WEIGHTED = _CONVOLUTIONS | _LINEAR | _CHANNEL_NORMS | _LOOKUPS | _MATRIX_PRODUCTS.keys() | _OTHERS
 
 
@@ -311,7 +312,7 @@ class Operations:
         if behind is None:
             return False
         given = [each for each in behind if is_leaf(each[0]) or each in self.computed]
-        if any(node in self.rectified or _reads_data(node) for node, _ in behind if (node, _) not in self.computed):
+        if any(node in self.rectified or reads_data(node) for node, _ in behind if (node, _) not in self.computed):
             return False
         return bool(given) and all(
             each in self.computed or leaf_name(each[0], self.names) is not None for each in given
@@ -320,7 +321,7 @@ class Operations:
     def _is_made_of_data(self, edge: Edge | None) -> bool:
         """Whether a weight is computed from what the model reads, so that each input has weights of its own."""
         behind = self._before(edge) or ()
-        return any(node in self.rectified or _reads_data(node) for node, _ in behind)
+        return any(node in self.rectified or reads_data(node) for node, _ in behind)
 
     def _before(self, edge: Edge | None) -> list[Edge] | None:
         """The edges behind one, itself included; ``None`` where they are more than it takes to compute a weight."""
@@ -330,14 +331,14 @@ class Operations:
             current = stack.pop()
             if current not in found:
                 found[current] = None
-                if len(found) > 64:
+                if len(found) > _BEFORE:
                     return None
                 if not is_leaf(current[0]) and current not in self.computed:
                     stack.extend(child for child in children_of(current[0]) if child is not None)
         return list(found)
 
 
-def _reads_data(node: Node) -> bool:
+def reads_data(node: Node) -> bool:
     """Whether a node is a weighted operation, other than the product of two operands that have parameters both."""
     name = node.name()
     return name in _WEIGHTED and not (name in _MATRIX_PRODUCTS and None not in children_of(node))

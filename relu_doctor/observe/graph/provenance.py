@@ -30,8 +30,8 @@ class Provenance:
         summands: indices of earlier rectifier calls whose outputs are added in without a weight between.
         raw_summand: an input of the model is added in without a weight between.
         crossed: how many rectifiers lie between, where only another rectifier's output is read.
-        shifts: operations on the way that negate or add something that no source accounts for; two pre-activations of
-            one source that differ in them (``z`` and ``-z``) are two sites.
+        shifts: operations on the way that negate, take a part of a complex number or add something that no source
+            accounts for; two pre-activations of one source that differ in them (``z`` and ``-z``) are two sites.
         constants: something is added or subtracted that is no unit's own parameter, or a source is opaque.
     """
 
@@ -137,7 +137,7 @@ class GraphReader:
                 source.behind, more, more_raw = self._behind(source)
                 if _is_a_table(source):
                     source, (self._shifts, self._constants) = None, kept
-                elif source.kind != "elementwise":  # a normalisation takes up whatever is added before it
+                elif source.kind in {"batch_norm", "norm"}:  # a normalisation takes up whatever is added before it
                     self._shifts, self._constants = kept
                 if source is not None and source.kind == "elementwise" and not source.weight:
                     summands |= more
@@ -150,13 +150,16 @@ class GraphReader:
                 continue
             children = children_of(node)
             raw |= node.name() in {"AddBackward0", "SubBackward0"} and None in children
-            self._note_shift(node.name(), children)
+            self._note_shift(node, children)
             stack.extend((child, crossings) for child in reversed(children) if child is not None)
         return sources, summands, raw, blocked
 
-    def _note_shift(self, name: str, children: list[Edge | None]) -> None:
+    def _note_shift(self, node: Node, children: list[Edge | None]) -> None:
+        name = node.name()
         if name == "NegBackward0":
             self._shifts.append(name)
+        if name == "SelectBackward0" and children[0] is not None and children[0][0].name() == "ViewAsRealBackward0":
+            self._shifts.append(f"part {node._saved_index}")  # type: ignore[attr-defined]
         if name in _SUMS and None in children:
             self._shifts.append(name)
             self._constants = True

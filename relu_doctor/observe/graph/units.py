@@ -14,6 +14,7 @@ from relu_doctor.observe.graph.edges import Edge, edge_shape
 from relu_doctor.observe.graph.operations import Source
 from relu_doctor.observe.graph.parts import Part, is_computed, part_of
 from relu_doctor.observe.graph.sharding import Shard, shard_of
+from relu_doctor.observe.graph.steps import are_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,11 @@ def _found(edge: Edge, sources: Sequence[Source]) -> Units:
     if len(sources) > 1 and _overlap(maps):
         axes = maps[0][1].axes
         turning = stretch.turns(sources, axes)
-        if turning is not None:  # layers that are stacked, not summed: a dead unit must not hide behind a live one
+        if turning is not None and are_steps(
+            sources, stretch.between
+        ):  # the steps of a loop: the same units at each of them
+            maps = maps[:1]
+        elif turning is not None:  # layers that are stacked, not summed: a dead unit must not hide behind a live one
             maps = _maps(stretch, sources, tuple(sorted((*axes, turning))))
             if len(maps) < len(sources) or _overlap(maps) or not _is_one_to_one(maps):
                 return Units(note="several layers feed different places of it: their units cannot be told apart")

@@ -42,20 +42,7 @@ class Census:
             tokens: int64 (inputs,): the tokens of each; by default it is one.
         """
         self.tokens += int(tokens.sum()) if tokens is not None else num_inputs or 1
-        tensors = [tensor for tensor in tensors_in(value) if tensor.dim()]
-        if counting.axis is None:
-            tensors = [tensor[None] for tensor in tensors]
-        else:
-            held = [tensor for tensor in tensors if counting.has_inputs(tensor, num_inputs or 0)]
-            tensors = [counting.inputs_first(tensor) for tensor in held]
-        if not num_inputs or not tensors or any(tensor.device.type != "cpu" for tensor in tensors):
-            return
-        digests = [0] * num_inputs
-        for tensor in tensors:
-            flat = tensor.detach().reshape(num_inputs, -1).contiguous()
-            rows = flat.view(torch.uint8).numpy() if flat.shape[1] else np.zeros((num_inputs, 0), dtype=np.uint8)
-            digests = [xxh3_64_intdigest(row.data, seed) for row, seed in zip(rows, digests, strict=True)]
-        for index, digest in enumerate(digests):
+        for index, digest in enumerate(digests(value, num_inputs, counting) or ()):
             if self._is_known(digest):
                 self.repeated += 1
                 self.repeated_tokens += int(tokens[index]) if tokens is not None else 1
@@ -66,6 +53,30 @@ class Census:
         if len(self._seen) < self.LIMIT:
             self._seen.add(key)
         return False
+
+
+def digests(value: object, num_inputs: int | None, counting: Counting = BY_ROWS) -> list[int] | None:
+    """A 64-bit digest of each input of a batch; ``None`` where its tensors lie on a device, or hold no inputs.
+
+    Args:
+        value: a nest of tensors; the rows of all of them together are an input.
+        num_inputs: inputs in the batch; ``None`` where no tensor shows it.
+        counting: on which axis they lie.
+    """
+    tensors = [tensor for tensor in tensors_in(value) if tensor.dim()]
+    if counting.axis is None:
+        tensors = [tensor[None] for tensor in tensors]
+    else:
+        held = [tensor for tensor in tensors if counting.has_inputs(tensor, num_inputs or 0)]
+        tensors = [counting.inputs_first(tensor) for tensor in held]
+    if not num_inputs or not tensors or any(tensor.device.type != "cpu" for tensor in tensors):
+        return None
+    found = [0] * num_inputs
+    for tensor in tensors:
+        flat = tensor.detach().reshape(num_inputs, -1).contiguous()
+        rows = flat.view(torch.uint8).numpy() if flat.shape[1] else np.zeros((num_inputs, 0), dtype=np.uint8)
+        found = [xxh3_64_intdigest(row.data, seed) for row, seed in zip(rows, found, strict=True)]
+    return found
 
 
 def check_no_nan(value: object, batch_index: int) -> None:

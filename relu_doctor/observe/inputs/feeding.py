@@ -140,12 +140,12 @@ class Feeder:
                 f"{', '.join(map(str, batch)) or 'an empty one'}; rename the keys, or give "
                 "forward=lambda model, batch: …."
             )
-        mask = _mask_in(kwargs)
+        mask = mask_in(kwargs)
         shown = ", ".join(f"{key} {describe(value)}" for key, value in kwargs.items())
         return Arguments((), kwargs, shown, mask)
 
 
-def _mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
+def mask_in(kwargs: Mapping[str, Any]) -> Tensor | None:
     """The positions that are no padding, by the names under which Hugging Face and torch know them."""
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dim() == 2 and _is_binary(mask):
@@ -211,6 +211,11 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {key: map_tensors(item, change) for key, item in value.items()}
     return value
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on the device of others; a GPU is not waited for."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def moved(batch: Any, device: torch.device | None) -> Any:

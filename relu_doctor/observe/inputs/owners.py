@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from relu_doctor.observe.inputs.feeding import sent
+
 Function = Callable[..., Any]
 
 
@@ -67,7 +69,7 @@ class Rows:
         """A mask of (inputs, positions) for these rows: bool (rows, num_positions); ``None`` where it is not theirs."""
         if mask is None or mask.shape[1] != self.positions:
             return None
-        valid = mask.to(self.places.device).flatten()[self.places]
+        valid = sent(mask, self.places.device).flatten()[self.places]
         if valid.dim() == 2 and valid.shape[1] == num_positions:
             return valid
         valid = valid if valid.dim() == 1 else valid.any(1)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
+from relu_doctor.observe.inputs.counting import BY_ROWS, Counting, first_list, with_list
 from relu_doctor.observe.inputs.feeding import map_tensors, tensors_in
 
 SAMPLE = 3  # inputs of a rehearsal
@@ -62,6 +62,8 @@ def rehearse(
     Returns:
         ``None`` where the inputs cannot be told apart: tensors of different first axes (edges between nodes, say).
     """
+    if counting.items:
+        return _of_items(inputs, counting)
     tensors = [tensor for tensor in tensors_in(inputs) if tensor.dim()]
     if not num_inputs or not any(counting.has_inputs(tensor, num_inputs) for tensor in tensors):
         return None
@@ -94,6 +96,18 @@ def rehearse(
         pointed = changed(lambda tensor: _alter_where_not(tensor, keep))
     last = changed(lambda tensor: _alter_first(tensor.flip(0)).flip(0))
     return Rehearsal(plain, changed(_alter_first), last, padded, pointed, own, len(rows), counting.axis)
+
+
+def _of_items(inputs: Inputs, counting: Counting) -> Rehearsal | None:
+    """The first few tensors of a list that is passed; ``None`` where there is none, or a single one."""
+    count = min(SAMPLE, counting.num_inputs(inputs) or 0)
+    plain: Inputs = counting.pick(inputs, slice(count), count)
+    items = first_list(plain)
+    if items is None or count < 2:
+        return None
+    first: Inputs = with_list(plain, items, [_altered(items[0]), *items[1:]])
+    last: Inputs = with_list(plain, items, [*items[:-1], _altered(items[-1])])
+    return Rehearsal(plain, first, last, None, None, None, count)
 
 
 def altered_one_by_one(inputs: Inputs, num_inputs: int, counting: Counting) -> list[Inputs | None]:

@@ -119,12 +119,30 @@ def keep_tensors(model: nn.Module) -> Restore:
             for names, name, tensor, values in kept:
                 changed |= name not in names or names[name] is not tensor
                 names[name] = tensor
-                if tensor is not None and values is not None and not torch.equal(tensor, values):
+                if tensor is not None and values is not None and not _are_equal(tensor, values):
                     changed = True
                     tensor.copy_(values)
         return changed
 
     return restore
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same values; sparse ones by what they are made of."""
+    if one.layout is torch.strided:
+        return torch.equal(one, other)
+    parts = _PARTS.get(one.layout)
+    if parts is None:
+        return torch.equal(one.to_dense(), other.to_dense())
+    pairs = ((getattr(one, name)(), getattr(other, name)()) for name in parts)
+    return all(mine.shape == theirs.shape and torch.equal(mine, theirs) for mine, theirs in pairs)
+
+
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    **dict.fromkeys((torch.sparse_csr, torch.sparse_bsr), ("crow_indices", "col_indices", "values")),
+    **dict.fromkeys((torch.sparse_csc, torch.sparse_bsc), ("ccol_indices", "row_indices", "values")),
+}
 
 
 def keep_scripted(places: list[tuple[Any, str]]) -> Restore:

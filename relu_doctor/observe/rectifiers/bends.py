@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+Function = Callable[[float], float]
 UNKNOWN = math.nan  # a slope that is not known, but not zero
+_NO_MORE = 1e-6  # than this counts as zero
 
 
 @dataclass(eq=False, slots=True)
@@ -29,6 +32,9 @@ class Bend:
         own: nothing that varies from input to input goes into it but the root.
         calls: of the rectifiers that it is made of.
         made_of: what the ledger knows of the output that it is a function of, where that is a single one.
+        way: 1 where it is known to grow with its root, or to stay where it is flat; -1 where it falls; 0 where neither.
+        at: gives its value for one of the root; ``None`` where that is not known.
+        inner: what the root is of another tensor, where that is known and the root may not last.
     """
 
     root: weakref.ref[Tensor]
@@ -39,11 +45,14 @@ class Bend:
     own: bool = True
     calls: tuple[int, ...] = ()
     made_of: Any = None
+    way: int = 1
+    at: Function | None = None
+    inner: Bend | None = None
 
     @classmethod
     def itself(cls, tensor: Tensor) -> Bend:
         """A tensor as a function of itself."""
-        return cls(weakref.ref(tensor), 1.0, 1.0, version_of(tensor))
+        return cls(weakref.ref(tensor), 1.0, 1.0, version_of(tensor), at=lambda value: value)
 
     @property
     def straight(self) -> bool:
@@ -67,22 +76,66 @@ class Bend:
 
     def times(self, factor: float) -> Bend:
         """This, multiplied by a number."""
-        return self._with(self.below * factor, self.above * factor, exact=self.exact)
+        return self._with(
+            self.below * factor,
+            self.above * factor,
+            exact=self.exact,
+            way=self.way * ((factor > 0) - (factor < 0)),
+            at=self._then(lambda value: value * factor),
+        )
 
     def absolute(self) -> Bend:
         """The magnitude of this; where nothing more is known, some function of it."""
         if not self.exact or math.isnan(self.below + self.above):
             return self.passed()
-        return self._with(-abs(self.below), abs(self.above))
+        return self._with(-abs(self.below), abs(self.above), way=0)
 
-    def passed(self, *, own: bool = True) -> Bend:
+    def passed(self, *, own: bool = True, rising: bool = False, by: Function | None = None) -> Bend:
         """This, after some other function: flat where it is flat.
 
         Args:
             own: nothing else that varies from input to input went in.
+            rising: the function grows with what it is given.
+            by: the function, where it is known.
         """
         below, above = (0.0 if slope == 0 else UNKNOWN for slope in (self.below, self.above))
-        return self._with(below, above, exact=False, own=self.own and own)
+        return self._with(
+            below, above, exact=False, own=self.own and own, way=self.way if rising else 0, at=self._then(by)
+        )
+
+    def of_inner(self, inner: Bend) -> Bend | None:
+        """This, as a function of the root of what its own root is; ``None`` where its bend would be elsewhere."""
+        bent = self.below != self.above and not math.isnan(self.below + self.above)
+        bent = bent or 0 in (self.below, self.above)
+        if bent and (not inner.way or inner.at is None or not abs(inner.at(0.0)) < _NO_MORE):
+            return None
+        below, above = (0.0 if slope == 0 else UNKNOWN for slope in (self.below, self.above))
+        return replace(
+            self,
+            root=inner.root,
+            version=inner.version,
+            below=below if inner.way >= 0 else above,
+            above=above if inner.way >= 0 else below,
+            exact=False,
+            own=self.own and inner.own,
+            way=self.way * inner.way,
+            at=inner._then(self.at),
+            inner=inner.inner,
+        )
+
+    def views(self) -> Iterator[Bend]:
+        """This, and the same as a function of what its root is a function of, and so on."""
+        yield self
+        inner = self.inner
+        while inner is not None:
+            seen = self.of_inner(inner)
+            if seen is not None:
+                yield seen
+            inner = None if inner.inner is None else inner.of_inner(inner.inner)
+
+    def _then(self, function: Function | None) -> Function | None:
+        own = self.at
+        return None if own is None or function is None else lambda value: function(own(value))
 
     def rectified(self) -> Bend:
         """The larger of this and zero."""
@@ -130,6 +183,8 @@ class Bend:
         exact: bool | None = None,
         own: bool | None = None,
         calls: tuple[int, ...] | None = None,
+        way: int | None = None,
+        at: Function | None = None,
     ) -> Bend:
         return Bend(
             self.root,
@@ -140,6 +195,9 @@ class Bend:
             self.own if own is None else own,
             self.calls if calls is None else calls,
             self.made_of if calls is None else None,
+            (self.way if calls is None else 0) if way is None else way,
+            at,
+            self.inner,
         )
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from relu_doctor.observe.inputs.feeding import tensors_in
 from relu_doctor.observe.rectifiers.bends import Bend, is_constant, version_of
@@ -34,6 +35,7 @@ _FOLLOWED: dict[Function, str] = {
         "above": ("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"),
         "below": ("lt", "le", "less", "less_equal", "__lt__", "__le__"),
         "step": ("heaviside",),
+        "negative": ("signbit",),
         "inverted": ("logical_not", "bitwise_not", "__invert__"),
         "joined": ("logical_and", "bitwise_and", "__and__", "logical_or", "bitwise_or", "__or__"),
         "same": (
@@ -44,7 +46,8 @@ _FOLLOWED: dict[Function, str] = {
         "zeros": ("zeros", "zeros_like", "new_zeros", "tensor", "full", "full_like", "new_full", "scalar_tensor"),
         "neg": ("neg", "negative", "neg_", "__neg__"),
         "abs": ("abs", "absolute", "abs_", "__abs__"),
-        "unary": ("exp", "expm1", "log1p", "sigmoid", "tanh", "square", "sqrt", "pow", "__pow__", "exp_", "log"),
+        "rising": ("exp", "exp_", "expm1", "log", "log1p", "sigmoid", "tanh", "sqrt", "sign", "sgn"),
+        "unary": ("square", "pow", "__pow__"),
         "mul": ("mul", "multiply", "mul_", "__mul__", "__rmul__", "__imul__"),
         "div": ("div", "divide", "true_divide", "div_", "__truediv__", "__itruediv__"),
         "add": ("add", "add_", "__add__", "__radd__", "__iadd__"),
@@ -123,7 +126,9 @@ class Ledger:
         if fact is None:
             return None
         bend = fact.bend if isinstance(fact, Output) else fact
-        return bend if isinstance(bend, Bend) and bend.source() is not None else None
+        return (
+            next((seen for seen in bend.views() if seen.source() is not None), None) if isinstance(bend, Bend) else None
+        )
 
     def calls(self, values: Iterable[object]) -> set[int]:
         """The rectifier calls that tensors are made of, with no choice in between."""
@@ -161,7 +166,12 @@ class Ledger:
         root = None if bend is None else bend.source()
         if bend is None or root is None:
             return tensor, True
-        return root, bend.straight and bend.above == 1
+        exact, inner = bend.straight and bend.above == 1, bend.inner
+        while inner is not None:
+            within = inner.source()
+            root, exact = (root, exact) if within is None else (within, False)
+            inner = inner.inner
+        return root, exact
 
     def follow(self, function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Note what came out of a call that applies no rectifier."""
@@ -179,15 +189,23 @@ class Ledger:
             if _is_made_of_zeros(function, args, kwargs):
                 self.note(result, Zeros())
         elif isinstance(first, Tensor) or kind in _BINARY:
-            fact = self._followed(kind, first, argument(args, kwargs, 1, "other"), args, kwargs, result)
+            fact = self._followed(function, first, argument(args, kwargs, 1, "other"), args, kwargs, result)
             if fact is not None:
                 self.note(result, fact)
 
     def _followed(
-        self, kind: str, first: Any, second: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+        self,
+        function: Function,
+        first: Any,
+        second: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Tensor,
     ) -> Fact | None:
-        if kind in {"above", "below", "step"}:
-            return self._comparison(first, 0.0 if kind == "step" else second, above=kind != "below")
+        kind = _FOLLOWED[function]
+        if kind in {"above", "below", "step", "negative"}:
+            against = second if kind in {"above", "below"} else 0.0
+            return self._comparison(first, against, above=kind in {"above", "step"})
         known = self.about(first)
         if kind in {"joined", "mul"}:
             masks = [fact for fact in (known, self.about(second)) if isinstance(fact, Comparison)]
@@ -208,9 +226,11 @@ class Ledger:
             return chosen.output if isinstance(chosen, Chosen) and self.origin(first)[0] is chosen.source() else None
         if not result.is_floating_point() or kind not in _BENDING:
             return None
-        return self._bent(kind, first, second, kwargs, result)
+        return self._bent(function, kind, first, second, kwargs, result)
 
-    def _bent(self, kind: str, first: Any, second: Any, kwargs: Mapping[str, Any], result: Tensor) -> Fact | None:
+    def _bent(
+        self, function: Function, kind: str, first: Any, second: Any, kwargs: Mapping[str, Any], result: Tensor
+    ) -> Fact | None:
         """A result as a function of another tensor, element by element."""
         if kind in _BINARY and isinstance(second, Tensor):
             joined = self._joined(kind, first, second, kwargs)
@@ -231,6 +251,8 @@ class Ledger:
                 return None
             first, second, kind = second, first, "unary" if kind == "div" else kind
         bend = known or Bend.itself(first)
+        if known is not None and not known.exact and not known.calls:
+            bend = replace(Bend.itself(first), inner=known)
         if known is not None and (output := self.output(first)) is not None:
             bend = known.of(output)
         if kind == "same":
@@ -244,7 +266,11 @@ class Ledger:
                 return Zeros() if kind == "mul" and bend.exact else None
             return bend.times(second if kind == "mul" else 1 / second)
         if kind in {"add", "sub", "rsub"} and isinstance(second, int | float):
-            return bend.times(-1 if kind == "rsub" else 1) if second == 0 else bend.passed()
+            turned = bend.times(-1 if kind == "rsub" else 1)
+            added = -second if kind == "sub" else second
+            return turned if second == 0 else turned.passed(rising=True, by=lambda value: value + added)
+        if kind == "rising":
+            return bend.passed(rising=True, by=lambda value: _value(function, value))
         return bend.passed(own=kind not in _BINARY or is_constant(second, first))
 
     def _comparison(self, first: Any, second: Any, *, above: bool) -> Comparison | None:
@@ -328,6 +354,8 @@ class Ledger:
             return self._sum(name, first, argument(args, kwargs, 1, "other"), kwargs)
         if name == "clamp":
             low, high = argument(args, kwargs, 1, "min"), argument(args, kwargs, 2, "max")
+            if isinstance(low, Tensor) and isinstance(high, Tensor):
+                return self._between(first, low, high)
             if isinstance(low, Tensor) and high is None:
                 return self._edge("clamp", first, low)
             return self._edge("clamp", first, high, top=True) if isinstance(high, Tensor) and low is None else None
@@ -336,7 +364,8 @@ class Ledger:
             if not isinstance(second, Tensor):
                 return None
             top = name in {"minimum", "fmin", "min", "clamp_max"}
-            return self._edge(name, first, second, top=top) or self._sum(name, first, second, kwargs)
+            edge = self._edge(name, first, second, top=top) or self._sum(name, first, second, kwargs)
+            return edge or (None if top else _learned_edge(name, first, second) or _learned_edge(name, second, first))
         if name == "where":
             return self._where(args, kwargs)
         second = argument(args, kwargs, 1, "other")
@@ -358,7 +387,8 @@ class Ledger:
         if applied.bend is not None or rectifier.low != 0 or rectifier.high < float("inf") or not rectifier.clips:
             return applied.bend
         known = self.bend(applied.pre)
-        bend = known if known is not None and known.straight and known.comparable() else Bend.itself(applied.pre)
+        straight = known is not None and known.straight and known.comparable()
+        bend = known if known is not None and straight else replace(Bend.itself(applied.pre), inner=known)
         return bend.times(-1).rectified().times(-1) if applied.flipped else bend.rectified()
 
     def _where(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Applied | Refined | None:
@@ -378,6 +408,15 @@ class Ledger:
             if isinstance(pre, Tensor) and pre.is_floating_point() and self.is_zero(other):
                 return Applied(name, Rectifier(name, clips=True), pre, flipped=top)
         return None
+
+    def _between(self, pre: object, low: Tensor, high: Tensor) -> Applied | None:
+        """A clamp to what lies between zero and a tensor, of which a single value is read."""
+        if not isinstance(pre, Tensor) or not pre.is_floating_point() or not self.is_zero(low):
+            return None
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(high)
+        plain = high.numel() == 1 and high.device.type == "cpu" and not wrapped
+        top = rounded(float(high.detach()), pre.dtype) if plain else float("inf")
+        return Applied("clamp", Rectifier("clamp", 0.0, top, clips=plain), pre) if top > 0 else None
 
     def _joined(
         self, kind: str, first: object, second: object, kwargs: Mapping[str, Any]
@@ -409,7 +448,10 @@ class Ledger:
             return left, Bend.itself(second)
         if right is not None and right.source() is first:
             return Bend.itself(first), right
-        return (left, right) if left is not None and right is not None and left.source() is right.source() else None
+        if left is None or right is None:
+            return None
+        pairs = ((one, other) for one in left.views() for other in right.views())  # max(x, 0) + min(exp(x) - 1, 0)
+        return next((pair for pair in pairs if pair[0].source() is pair[1].source() is not None), None)
 
     def _sum(self, name: str, first: object, second: object, kwargs: Mapping[str, Any]) -> Applied | None:
         """A sum, maximum or minimum of functions of one tensor that is flat on one side of 0, or is so no more."""
@@ -464,8 +506,25 @@ class Ledger:
         return Applied(name, Rectifier(name, ANY.low, selects=True), root, passes)
 
 
+def _learned_edge(name: str, pre: object, edge: object) -> Applied | None:
+    """The larger of a value and a parameter: it fires above that."""
+    if not isinstance(edge, nn.Parameter) or isinstance(pre, nn.Parameter) or not isinstance(pre, Tensor):
+        return None
+    if not pre.is_floating_point() or torch.broadcast_shapes(pre.shape, edge.shape) != pre.shape:
+        return None
+    with torch.no_grad():
+        fires = pre.detach() > edge
+    return Applied(name, Rectifier(name, ANY.low, selects=True), pre, fires)
+
+
 _BINARY = {"mul", "div", "add", "sub", "rsub", "maximum", "minimum"}
-_BENDING = _BINARY | {"same", "neg", "abs", "unary"}
+_BENDING = _BINARY | {"same", "neg", "abs", "unary", "rising"}
+
+
+def _value(function: Function, value: float) -> float:
+    """What a function of torch makes of a number."""
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        return float(function(torch.tensor(value, dtype=torch.float64)))
 
 
 def _is_made_of_zeros(function: Function, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -18,6 +18,7 @@ from relu_doctor.observe.rectifiers.kinds import Rectifier
 from relu_doctor.observe.statistics.crew import run_together
 from relu_doctor.observe.statistics.tally import Array, Tally
 
+LANES = 16
 LARGE = 1 << 18  # values in one call that are worth loading numba for
 _SHARE = 1 << 16  # values that are worth a thread of their own
 _ENCODINGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -55,8 +56,9 @@ def _loop(geometry: Geometry, *, padded: bool) -> str:
     """Which of the compiled loops suits."""
     (_, _, positions), (_, along_units, along_positions) = geometry.shape, geometry.strides
     if along_units == 1 and (positions == 1 or along_positions != 1 or padded):
-        return "lines"
-    return "rows" if along_positions == 1 and not padded else "exact"
+        return "inputs" if positions == 1 else "lines"
+    extent = 1 + sum((length - 1) * stride for length, stride in zip(geometry.shape, geometry.strides, strict=True))
+    return "rows" if along_positions == 1 and not padded and extent >= LANES else "exact"
 
 
 def reduce(memory: int, geometry: Geometry, rectifier: Rectifier, valid: Tensor | None, *, least: bool) -> Tally:
@@ -75,34 +77,40 @@ def reduce(memory: int, geometry: Geometry, rectifier: Rectifier, valid: Tensor 
     inputs, units, positions = geometry.shape
     few, least = least, least and high == np.inf  # where the interval is closed above, maxima do not tell what fired
     marks = None if valid is None or bool(valid.all()) else np.ascontiguousarray(valid.numpy()).view(np.uint8)
-    loop, double = _loop(geometry, padded=marks is not None), geometry.encoding == compiled.DOUBLE
+    loop = _loop(geometry, padded=marks is not None)
     results = np.empty((compiled.LEAST_ROWS if least else compiled.ROWS, units), np.int64)
-    fired = np.empty((inputs, units), np.uint8) if marks is None else np.zeros((inputs, units), np.uint8)
+    size = inputs * units + compiled.LANES  # the last bytes may be written to, and are not read
+    fired = np.empty(size, np.uint8)[: inputs * units].reshape(inputs, units)
     if loop == "exact":
         results[compiled.NOT_FINITE] = compiled.UNSOUND
     threads = max(1, min(torch.get_num_threads(), inputs * units * positions // _SHARE, units // 16))
-    shares = threads if loop == "lines" else 4 * threads  # a line is best read in few pieces
-    share = units if threads == 1 else max(16, -(-units // shares))
+    shares = 4 * threads if loop == "rows" else threads  # a line is best read in few pieces
+    share = units if threads == 1 else max(16, -(-units // (shares * 16)) * 16)
     job = np.array(
         [
-            0, 0, geometry.encoding, memory, inputs, units, positions, *geometry.strides, share, least,
-            0 if marks is None else _address(marks), _address(results), _address(fired), 0, 0,
+            0, 0, memory, inputs, units, positions, *geometry.strides, share, least,
+            0 if marks is None else _address(marks), _address(results), _address(fired), 0, 0, 0,
         ],
         np.int64,
     )  # fmt: skip
     here = _address(job)
     job[compiled.HERE] = here
     job.view(np.float64)[compiled.LOW : compiled.HIGH + 1] = low, high
-    run_together(_worker(loop, double=double), here, threads)
-    if loop != "exact" and (results[compiled.NOT_FINITE] < 0).any():
+    plain = least or (low >= 0 and high == np.inf)
+    if loop != "exact":
+        run_together(_worker(loop, geometry.encoding, least=least, plain=plain), here, threads)
+    if loop == "exact" or job[compiled.UNSOUND_UNITS]:
         job[compiled.TAKEN] = 0
-        run_together(_worker("exact", double=double), here, threads)
+        run_together(_worker("exact", geometry.encoding, least=False, plain=False), here, threads)
     if not rectifier.clips and not least:
         results[compiled.OUTPUT] = 0
     if few and not least:
         results = results[: compiled.LEAST_ROWS].copy()
         np.minimum(results[compiled.NOT_FINITE], inputs, out=results[compiled.NOT_FINITE])
-    return Tally(results, fired, None if marks is None else np.any(marks, 1), double)
+    seen = None if marks is None else np.any(marks, 1)
+    if seen is not None:
+        fired[~seen] = 0
+    return Tally(results, fired, seen, geometry.encoding == compiled.DOUBLE)
 
 
 def _address(array: Array) -> int:
@@ -110,11 +118,11 @@ def _address(array: Array) -> int:
     return address
 
 
-@lru_cache(maxsize=8)
-def _worker(loop: str, *, double: bool) -> int:
+@lru_cache(maxsize=64)
+def _worker(loop: str, encoding: int, *, least: bool, plain: bool) -> int:
     compiled = _compiled()
     assert compiled is not None
-    address: int = compiled.worker(loop, double=double)
+    address: int = compiled.worker(loop, encoding, least=least, plain=plain)
     return address
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from relu_doctor.observe.rectifiers.kinds import Rectifier
-from relu_doctor.observe.statistics import fused, plain
+from relu_doctor.observe.statistics import fused, on_gpu, plain
 from relu_doctor.observe.statistics.stats import NEVER, UnitStats
 from relu_doctor.observe.statistics.tally import Tally
 
@@ -102,11 +102,13 @@ def summarize(
     if pre.numel() == 0:
         nothing = torch.zeros(num_inputs, num_units, dtype=torch.bool, device=pre.device)
         return CallSummary(UnitStats.empty(num_units, pre.device), nothing, nothing.any(1))
+    reduced = None
     if pre.numel() >= fused.LARGE if compiled is None else compiled:
         geometry = fused.geometry_of(pre)
         if geometry is not None:
             return CallSummary.of(fused.reduce(pre.data_ptr(), geometry, rectifier, valid, least=least))
-    stats, fired = plain.reduce(pre, rectifier.low, rectifier.high, valid, least=least)
+        reduced = on_gpu.reduce(pre, rectifier, valid, least=least)
+    stats, fired = reduced or plain.reduce(pre, rectifier.low, rectifier.high, valid, least=least)
     if not rectifier.clips:
         stats.post_abs_sum = UnitStats.empty(num_units, pre.device).post_abs_sum
     rows = torch.ones(num_inputs, dtype=torch.bool, device=pre.device) if valid is None else valid.any(1)

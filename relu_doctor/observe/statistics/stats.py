@@ -110,6 +110,19 @@ class UnitStats:
             merged[declared.name] = value if len(value) == number else value.expand(number)
         return UnitStats(**merged)
 
+    def where(self, mask: Tensor, other: UnitStats) -> UnitStats:
+        """These statistics for some units, and other ones for the rest.
+
+        Args:
+            mask: bool (units,), for which units these hold.
+            other: of as many units.
+        """
+        chosen = {
+            declared.name: torch.where(mask, getattr(self, declared.name), getattr(other, declared.name))
+            for declared in _DECLARED
+        }
+        return UnitStats(**chosen)
+
     def to(self, device: torch.device | str) -> UnitStats:
         """The same on another device."""
         number, brief = self.num_units, self._brief()

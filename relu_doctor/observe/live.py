@@ -1,0 +1,170 @@
+"""LiveProbe: a probe on the forwards that a training run makes anyway.
+
+Hooks on the model tell where a forward begins and ends. In between a mode looks at it, which never raises into it. No
+forward is added but those that find out, once, what the calls are; on compiled models, whose inside nothing can look
+at, each observed forward is one more, of the original module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from relu_doctor.observe.forwards.calls import UnknownCallError
+from relu_doctor.observe.forwards.lenient import LiveForward
+from relu_doctor.observe.forwards.registry import Reading
+from relu_doctor.observe.forwards.surroundings import alone, firmly, undisturbed
+from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
+from relu_doctor.observe.inputs.feeding import map_tensors, mask_in
+from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, rehearse
+from relu_doctor.observe.models.guard import preserved
+from relu_doctor.observe.models.wrappers import behind_wrappers
+from relu_doctor.observe.probe import Probe
+from relu_doctor.observe.rectifiers.custom import Custom
+from relu_doctor.terms import Statistics
+
+PHASE = "train"
+_SEED = 0  # of the forwards that are compared with each other: dropout must drop the same
+
+
+class LiveProbe:
+    """Observes a model's own forwards; a context manager.
+
+    Args:
+        model: that is trained; wrapped or not.
+        wants: asked at the beginning of each forward that counts, whether it is to be observed.
+        statistics: how much to measure.
+        rectifiers: the user's own rectifier classes.
+        unit_axis: gives the unit axis of a site by its base name, where the user named one.
+
+    Attributes:
+        probe: what is known and what was counted, under the phase ``train``.
+        num_forwards: forwards that counted so far.
+        num_inputs: inputs of those that were observed.
+        failures: what went wrong in looking, by kind; nothing of it reached the training.
+        paused: no forward counts.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wants: Callable[[], bool],
+        *,
+        statistics: Statistics = Statistics.FULL,
+        rectifiers: Custom = (),
+        unit_axis: Callable[[str], int | None] | None = None,
+    ) -> None:
+        self.model = behind_wrappers(model)
+        self.probe = Probe(self.model, statistics=statistics, rectifiers=rectifiers, unit_axis=unit_axis)
+        self.num_forwards = 0
+        self.num_inputs = 0
+        self.failures: dict[str, str] = {}
+        self.paused = 0
+        self._wants = wants
+        self._counting: Counting | None = None
+        self._unknown = False
+        self._running: LiveForward | None = None
+        self._inputs = 0  # of the forward that is running
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self.probe.__enter__()
+        self._handles = [
+            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.model.register_forward_hook(self._after, prepend=True, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove every hook and mode. Safe to call twice."""
+        self.drop()
+        while self._handles:
+            self._handles.pop().remove()
+        self.probe.close()
+
+    def drop(self) -> None:
+        """Take away what a forward left that did not come to its end."""
+        if self._running is not None:
+            self._running.drop()
+            self._running = None
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
+        self.drop()
+        in_backward = torch._C._current_graph_task_id() != -1  # a checkpoint computes it again
+        if self.paused or in_backward or not torch.is_grad_enabled():
+            return
+        self.num_forwards += 1
+        if not self._wants():
+            return
+        with self._noting_failures("observing"):
+            if self._unknown or PHASE not in self.probe.known.phases:
+                self._learn(args, kwargs)
+            counting = self._counting or BY_ROWS
+            self._inputs = counting.num_inputs((args, kwargs)) or 1
+            self._running = self.probe.follow(self._reading((args, kwargs), counting), PHASE)
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if torch.compiler.is_compiling() or self._running is None:
+            return
+        with self._noting_failures("observing"):
+            running, self._running = self._running, None
+            error = running.end()
+            self._unknown = isinstance(error, UnknownCallError)
+            if error is None:
+                self.num_inputs += self._inputs
+            elif not self._unknown:
+                raise error
+
+    @contextmanager
+    def _noting_failures(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+            self.failures.setdefault(f"{what}: {type(error).__name__}", str(error))
+
+    def _reading(self, inputs: Inputs, counting: Counting, *, rehearsed: bool = False) -> Reading:
+        return Reading(
+            counting.num_inputs(inputs),
+            mask_in(inputs[1]),
+            self.num_inputs,
+            counting.axis,
+            counting.positions(inputs),
+            rehearsed=rehearsed,
+        )
+
+    def _learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Find out what the calls of a forward on these inputs are, and how its inputs are counted."""
+        modes = {module: module.training for module in self.model.modules()}
+
+        def run(inputs: Inputs = (args, kwargs)) -> object:
+            torch.manual_seed(_SEED)
+            given, named = map_tensors(inputs, lambda tensor: tensor.detach().clone())
+            with torch._C._EnableTorchFunction():
+                return self.model.forward(*given, **named)
+
+        def prepare(counting: Counting) -> Rehearsal | None:
+            return rehearse((args, kwargs), counting.num_inputs((args, kwargs)), mask_in(kwargs), counting)
+
+        with alone(self.model), firmly(undisturbed(self.model), preserved(self.model)):
+            if self._counting is None:
+                for module in modes:
+                    module.training = False  # where normalisation and dropout do not mix inputs
+                with suppress(Exception):  # some models have no eval mode on a training batch
+                    self._counting = self.probe.find_counting(prepare, run, run, phase="eval")
+                self._counting = self._counting or BY_ROWS
+                if self._counting.words:
+                    self.probe.known.note(self._counting.words)
+                for module, training in modes.items():
+                    module.training = training
+            self.probe.learn(run, self._reading((args, kwargs), self._counting, rehearsed=True), phase=PHASE)
+        self._unknown = False
