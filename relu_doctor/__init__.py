@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import diagnose as diagnose
     from relu_doctor.diagnose.findings import Finding as Finding
     from relu_doctor.scanning import scan as scan
+    from relu_doctor.training.history import History as History
 
 _HOMES = {
     "Config": "relu_doctor.config",
     "Diagnosis": "relu_doctor.diagnose.diagnosis",
     "Finding": "relu_doctor.diagnose.findings",
+    "History": "relu_doctor.training.history",
     "Rectifier": "relu_doctor.observe.rectifiers.kinds",
     "diagnose": "relu_doctor.diagnose.diagnosis",
     "load_config": "relu_doctor.config",
@@ -23,7 +25,18 @@ _HOMES = {
     "tap": "relu_doctor.observe.rectifiers.tapping",
 }
 
-__all__ = ["Config", "Diagnosis", "Finding", "Rectifier", "__version__", "diagnose", "load_config", "scan", "tap"]
+__all__ = [
+    "Config",
+    "Diagnosis",
+    "Finding",
+    "History",
+    "Rectifier",
+    "__version__",
+    "diagnose",
+    "load_config",
+    "scan",
+    "tap",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,8 @@ from relu_doctor.terms import Evidence, Mode
 from relu_doctor.text import clean_text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from relu_doctor.checkpoints.scanning import ScannedCheckpoint
     from relu_doctor.diagnose.gates import Gate
     from relu_doctor.scanner import ScanRequest
@@ -41,6 +43,33 @@ class OutputFormat(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+
+
+class ReportFormat(StrEnum):
+    """What ``report --format`` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class TableFormat(StrEnum):
+    """What ``export --format`` takes."""
+
+    CSV = "csv"
+    JSON = "json"
+    PARQUET = "parquet"
+
+
+class HistoryTable(StrEnum):
+    """What ``export --table`` takes."""
+
+    TIMELINE = "timeline"
+    WINDOWS = "windows"
+    SITES = "sites"
+    UNITS = "units"
+    FINDINGS = "findings"
+    ALERTS = "alerts"
+    RUNS = "runs"
 
 
 _CLICK_ERROR = next(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException")
@@ -217,11 +246,8 @@ def scan(
                 )
                 scanned.append(one)
     scanned = compare_within_runs(scanned)
-    try:
+    with _while_it_is_read():  # gates are decided all the same
         _write(scanned, output_format, output)
-        sys.stdout.flush()
-    except BrokenPipeError:  # a reader that has seen enough: gates are decided all the same
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would try again
     if tensorboard is not None:
         _write_tensorboard(scanned, tensorboard)
     raise typer.Exit(_gate(scanned, Gate(per_site=fail_over, total=fail_over_total, min_units=min_units)))
@@ -273,6 +299,78 @@ def demo(
     console.print(f"\nThe checkpoints are in {directory}. Look closer at any of them:\n", markup=False)
     for result in results:
         print(f"{scan_line(result)}\n")
+
+
+_HISTORY = typer.Argument(metavar="DIR", help="The directory of a run's history, Monitor(history=DIR).")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, _HISTORY],
+    output_format: Annotated[ReportFormat, typer.Option("--format", help="What to print.")] = ReportFormat.TABLE,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of to stdout.")] = None,
+) -> None:
+    """Show the history of a monitored run, finished or still running: each site over time, alerts, the last verdict."""
+    _check_output(output, None)
+
+    from relu_doctor.reports.history import history_json, look, render_history, render_history_text
+    from relu_doctor.training.history import History
+
+    view = look(History.read(directory))
+    with _while_it_is_read():
+        if output_format is ReportFormat.JSON:
+            _write_text(history_json(view), output)
+        elif output is not None:
+            _write_text(render_history_text(view), output)
+        else:
+            render_history(view, _console())
+
+
+@app.command()
+def watch(
+    directory: Annotated[Path, _HISTORY],
+    once: Annotated[bool, typer.Option("--once", help="Show it as it stands, and leave.")] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", min=0.1, help="Between two looks.")] = 2.0,
+) -> None:
+    """Follow a monitored run live until it ends; Ctrl-C leaves it alone."""
+    try:
+        from relu_doctor.reports.watching import watch_history
+        from relu_doctor.training.history import History
+
+        with _while_it_is_read():
+            watch_history(History.read(directory), _console(), every=every, once=once)
+    except KeyboardInterrupt:  # while it was still being loaded
+        return
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, _HISTORY],
+    output_format: Annotated[TableFormat, typer.Option("--format", help="What to write.")],
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of to stdout.")] = None,
+    table: Annotated[
+        HistoryTable, typer.Option(help="timeline: a row per window and site; units: a row per window and unit.")
+    ] = HistoryTable.TIMELINE,
+    window: Annotated[int | None, typer.Option(metavar="ID", help="Only the window of this window_id.")] = None,
+    superseded: Annotated[
+        bool, typer.Option("--superseded", help="Also windows of branches that a rewound run has abandoned.")
+    ] = False,
+) -> None:
+    """Write a table of a history for other programs: CSV, JSON or Parquet."""
+    _check_output(output, None)
+
+    from relu_doctor.diagnose.storage import open_atomically
+    from relu_doctor.reports.exports import check_format, frames, write
+    from relu_doctor.training.history import History
+
+    check_format(output_format)
+    pieces = frames(History.read(directory, superseded=superseded), table, window)
+    if output is None:
+        with _while_it_is_read():
+            write(pieces, table, output_format, sys.stdout.buffer)
+    else:
+        with open_atomically(output) as file:
+            write(pieces, table, output_format, file)
 
 
 def _request(
@@ -336,6 +434,24 @@ def _raise_broken_pipe() -> None:
     raise BrokenPipeError
 
 
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]  # Rich's own would exit
+    return console
+
+
+@contextmanager
+def _while_it_is_read() -> Iterator[None]:
+    """What is printed inside ends in silence where its reader has seen enough."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the exit would try again
+
+
 def _check_output(output: Path | None, tensorboard: Path | None) -> None:
     """Refuse before the scan what could not be written after it."""
     if output is not None and (output.is_dir() or not _writable(output if output.exists() else output.parent)):
@@ -379,7 +495,7 @@ class _warnings_as_notes:  # noqa: N801 a context manager that reads as a verb
 
 
 def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output: Path | None) -> None:
-    from relu_doctor.diagnose.storage import SCHEMA_VERSION, dump_json, write_atomically
+    from relu_doctor.diagnose.storage import SCHEMA_VERSION, dump_json
 
     if output_format is OutputFormat.JSON:
         text = dump_json(
@@ -393,15 +509,17 @@ def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output
         from relu_doctor.reports.scans import render_scans
 
         if output is None:
-            from rich.console import Console
-
-            console = Console(highlight=False)
-            console.on_broken_pipe = _raise_broken_pipe  # type: ignore[method-assign]  # Rich's own would exit
-            render_scans([(each.checkpoint.path.name, each.diagnosis) for each in scanned], console)
+            render_scans([(each.checkpoint.path.name, each.diagnosis) for each in scanned], _console())
             return
         from relu_doctor.reports.scans import render_scans_text
 
         text = render_scans_text([(each.checkpoint.path.name, each.diagnosis) for each in scanned])
+    _write_text(text, output)
+
+
+def _write_text(text: str, output: Path | None) -> None:
+    from relu_doctor.diagnose.storage import write_atomically
+
     if output is None:
         sys.stdout.write(text)
     else:

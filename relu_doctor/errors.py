@@ -60,9 +60,25 @@ class DiagnosisFormatError(ReLUDoctorError, ValueError):
     """A saved diagnosis cannot be read: not one of ours, damaged, or of a newer schema."""
 
 
+class HistoryError(ReLUDoctorError, OSError):
+    """A run's history cannot be opened, read or written: foreign, damaged, newer, in use, or its disk is full."""
+
+
 class ReLUDoctorWarning(UserWarning):
     """Base of every warning that relu_doctor issues."""
 
 
 class FilterWarning(ReLUDoctorWarning):
     """A site pattern matched nothing."""
+
+
+class DyingUnitsWarning(ReLUDoctorWarning):
+    """A monitored run loses units: what a :class:`~relu_doctor.Monitor` says while something can still be done."""
+
+
+class MonitorWarning(ReLUDoctorWarning):
+    """A monitor sees less than it should, and says why; the training goes on."""
+
+
+class MonitorError(ReLUDoctorError, RuntimeError):
+    """A monitor is used in a way that cannot work."""

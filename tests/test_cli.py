@@ -8,7 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +16,20 @@ import pandas as pd
 import pytest
 import torch
 
-from relu_doctor import Diagnosis, cli
+from relu_doctor import Diagnosis
 from relu_doctor.demo.stories import STORIES
 from relu_doctor.demo.training import train_story
+from tests.commands import Result, call, one_sentence
 
 DATA = "relu_doctor.demo.data:digits"
 MLP = "relu_doctor.demo.models:make_mlp"
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the command in this process: exit code, stdout, stderr."""
 
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["relu-doctor", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "80")
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        code = stop.value.code
-        return Result(code if isinstance(code, int) else int(code is not None), captured.out, captured.err)
-
-    return call
+    return partial(call, monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")
@@ -57,16 +41,6 @@ def runs(tmp_path_factory) -> dict[str, list[Path]]:
 
 def scan_mlp(run, *arguments: object, data: object = DATA) -> Result:
     return run("scan", *arguments, "--model", MLP, "--data", data)
-
-
-def one_sentence(result: Result) -> str:
-    """Bad input: exit code 2, nothing on stdout, one line on stderr and no traceback."""
-    assert result.code == 2, result
-    assert result.out == ""
-    lines = [line for line in result.err.splitlines() if line.strip()]
-    assert len(lines) == 1, result.err
-    assert lines[0].startswith("relu-doctor: ")
-    return lines[0]
 
 
 def test_the_quietly_sick_run_is_named_sick_and_the_sound_one_sound(run, runs):

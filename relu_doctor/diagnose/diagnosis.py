@@ -261,11 +261,12 @@ def diagnose(
         blamed=judgement.blamed,
         needed=judgement.needed,
         history=history,
-        metadata=dict(made) if made is not None else _metadata(),
+        metadata=dict(made) if made is not None else made_now(),
     )
 
 
-def _metadata() -> dict[str, Any]:
+def made_now() -> dict[str, Any]:
+    """When, and with which versions: the metadata of what is made now."""
     versions = {name: metadata.version(name) for name in ("torch", "pandas", "numpy")}
     try:
         versions["relu-doctor"] = metadata.version("relu-doctor")

@@ -69,10 +69,37 @@ class GradientWatch:
         )
         self._share = (1 / torch.tensor(sizes, dtype=torch.float32).clamp_min(1)).to(device)
         self.silent = torch.zeros(len(sizes), device=device)
+        self._sent: tuple[Tensor, torch.cuda.Event] | None = None  # on its way from a device
 
     def __len__(self) -> int:
         """How many units are followed."""
         return len(self.last_fired)
+
+    @property
+    def sizes(self) -> Tensor:
+        """Units of each site that is followed: float32 (sites,)."""
+        return 1 / self._share.cpu() if len(self._share) else self._share
+
+    def shares(self) -> Tensor | None:
+        """The share of each site's units that had no gradient, float (sites,); ``None`` while a device is at work."""
+        if self.silent.device.type == "cpu":
+            return self.silent
+        if self._sent is not None and self._sent[1].query():
+            told, self._sent = self._sent[0], None
+            return told
+        if self._sent is None:
+            event = torch.cuda.Event()
+            copy = self.silent.to("cpu", non_blocking=True)
+            event.record()
+            self._sent = copy, event
+        return None
+
+    def go_on_from(self, other: GradientWatch) -> None:
+        """Take over what another watch knows of the same sites."""
+        for each in self._followed:
+            span = other.span(each.site_id)
+            if span is not None and span.stop - span.start == each.stop - each.start:
+                self.last_fired[each.start : each.stop] = other.last_fired[span]
 
     def span(self, site_id: str) -> slice | None:
         """Where the units of a site stand in :attr:`last_fired`; ``None`` for one that is not followed."""

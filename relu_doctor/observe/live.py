@@ -19,6 +19,7 @@ from relu_doctor.observe.forwards.calls import UnknownCallError
 from relu_doctor.observe.forwards.lenient import LiveForward
 from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.forwards.surroundings import alone, firmly, undisturbed
+from relu_doctor.observe.inputs.census import digests
 from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
 from relu_doctor.observe.inputs.feeding import map_tensors, mask_in
 from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, rehearse
@@ -69,6 +70,8 @@ class LiveProbe:
         self._counting: Counting | None = None
         self._unknown = False
         self._running: LiveForward | None = None
+        self._digests: list[int] | None = None
+        self._told: list[tuple[list[int] | None, int]] = []
         self._inputs = 0  # of the forward that is running
         self._handles: list[RemovableHandle] = []
 
@@ -89,6 +92,11 @@ class LiveProbe:
         while self._handles:
             self._handles.pop().remove()
         self.probe.close()
+
+    def take_digests(self) -> list[tuple[list[int] | None, int]]:
+        """Digests and number of the inputs of each forward that was observed since this was asked last."""
+        told, self._told = self._told, []
+        return told
 
     def drop(self) -> None:
         """Take away what a forward left that did not come to its end."""
@@ -111,6 +119,7 @@ class LiveProbe:
                 self._learn(args, kwargs)
             counting = self._counting or BY_ROWS
             self._inputs = counting.num_inputs((args, kwargs)) or 1
+            self._digests = digests((args, kwargs), counting.num_inputs((args, kwargs)), counting)
             self._running = self.probe.follow(self._reading((args, kwargs), counting), PHASE)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -122,6 +131,7 @@ class LiveProbe:
             self._unknown = isinstance(error, UnknownCallError)
             if error is None:
                 self.num_inputs += self._inputs
+                self._told.append((self._digests, self._inputs))
             elif not self._unknown:
                 raise error
 

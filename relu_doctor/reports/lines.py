@@ -12,6 +12,7 @@ from relu_doctor.reports.words import wrap
 # One cell each, so that columns stay aligned where the output's encoding has no such characters.
 STAND_INS = str.maketrans(
     {"█": "#", "▒": "%", "·": ".", "–": "-", "—": "-", "…": "~", "→": ">", "─": "-", "×": "x", "≤": "<", "≥": ">"}
+    | {"▁": "_", "▂": "_", "▃": "-", "▄": "-", "▅": "=", "▆": "=", "▇": "*"}
     | {"‘": "'", "’": "'", "“": '"', "”": '"', "β": "b", "γ": "g", "τ": "t", "−": "-"}
 )
 
@@ -49,12 +50,17 @@ def table_lines(headings: Sequence[str], rows: Iterable[Sequence[Text]], *, left
 
 def print_lines(lines: Iterable[Text], console: Console) -> None:
     """Print lines as they are: neither wrapped, cut nor highlighted, with stand-ins for what cannot be encoded."""
-    encoding = console.encoding
     for line in lines:
-        if not encoding.lower().startswith("utf"):
-            line = line.copy()
-            line.plain = line.plain.translate(STAND_INS).encode(encoding, "replace").decode(encoding)
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(encodable(line, console.encoding), soft_wrap=True, highlight=False)
+
+
+def encodable(line: Text, encoding: str) -> Text:
+    """A line with stand-ins for what an encoding has no characters for."""
+    if encoding.lower().startswith("utf"):
+        return line
+    line = line.copy()
+    line.plain = line.plain.translate(STAND_INS).encode(encoding, "replace").decode(encoding)
+    return line
 
 
 def plain_text(lines: Iterable[Text]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -33,9 +33,14 @@ def units_csv(diagnoses: Diagnosis | Mapping[str, Diagnosis]) -> str:
         table = diagnoses.units.copy()
     for name in _TEXT:
         if name in table.columns:
-            safe = {value: _inert(str(value)) for value in table[name].unique()}
-            table[name] = table[name].map(safe)
+            table[name] = inert(table[name])
     return str(table.to_csv(index=False, lineterminator="\n"))
+
+
+def inert(texts: pd.Series[Any]) -> pd.Series[Any]:
+    """A column of texts as a spreadsheet may open it; missing values stay missing."""
+    safe = {value: _inert(str(value)) for value in texts.dropna().unique()}
+    return texts.map(safe)
 
 
 def _inert(text: str) -> str:

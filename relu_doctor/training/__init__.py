@@ -1,0 +1,1 @@
+"""In training: a monitor that is attached to a run, and the history that it leaves."""

@@ -1,0 +1,110 @@
+"""Alerts: what a run must be told at once, each once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from relu_doctor.config import Config
+from relu_doctor.errors import DyingUnitsWarning
+from relu_doctor.numerals import percent, plural
+from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.training.windows import Alert
+
+WAVE_UNITS = 4  # units that fall silent together
+WAVE_SHARE = 0.1  # of their site
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wave:
+    """Units of a site that fell silent together, and were observed in full since.
+
+    Attributes:
+        site: whose.
+        update: the last one before which they fired.
+        silent: units that fired up to it and on none of the inputs since.
+        inputs: on which they were silent.
+        learning_rates: at that update.
+    """
+
+    site: ActivationSite
+    update: int
+    silent: int
+    inputs: int
+    learning_rates: Mapping[str, float]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is worth an alert."""
+        return self.silent >= max(WAVE_UNITS, WAVE_SHARE * self.site.num_units)
+
+
+class Alerts:
+    """Raises alerts, each once per site.
+
+    Args:
+        on_alert: called with each.
+        config: thresholds.
+
+    Attributes:
+        raised: all so far.
+    """
+
+    def __init__(self, on_alert: Callable[[Alert], object] | None, config: Config) -> None:
+        self._on_alert = on_alert
+        self._config = config
+        self._known: set[tuple[str, str]] = set()
+        self._open: list[Alert] = []
+        self.raised: list[Alert] = []
+
+    def take(self) -> tuple[Alert, ...]:
+        """Those since this was asked last."""
+        taken, self._open = tuple(self._open), []
+        return taken
+
+    def wave(self, wave: Wave, step: int) -> None:
+        """Many units fell silent with one update."""
+        rates = sorted(set(wave.learning_rates.values()))
+        at = f" at lr {rates[-1]:g}" if rates else ""
+        suspected = "; suspected: learning rate" if rates else ""
+        self._raise(
+            Alert(
+                "RD701",
+                step,
+                wave.site.name,
+                f"update {wave.update}{at}: {wave.silent} of {wave.site.num_units} units of {wave.site.name} fired "
+                f"before it and none since, {plural(wave.inputs, 'input')}{suspected}",
+                {"update": wave.update, "silent": wave.silent, "inputs": wave.inputs, **wave.learning_rates},
+            )
+        )
+
+    def window(self, step: int, sites: pd.DataFrame, deaths: Mapping[str, int]) -> None:
+        """A window closed.
+
+        Args:
+            step: its last.
+            sites: as in a diagnosis.
+            deaths: in this window, per ``site_id``.
+        """
+        for row in sites.to_dict("records"):
+            site, dead, number = str(row["site"]), int(row["dead"]), int(row["num_units"])
+            died, share = deaths.get(str(row["site_id"]), 0), float(row["dead_fraction"])
+            counts = f"{dead} of {number} units of {site} are dead ({percent(share)})"
+            if died >= max(WAVE_UNITS, WAVE_SHARE * number):
+                message = f"{counts}, {died} of them since the last window"
+                self._raise(Alert("RD702", step, site, message, {"deaths": died}))
+            if share >= self._config.serious_fraction:
+                self._raise(Alert("RD703", step, site, counts, {"dead": dead, "dead_fraction": share}))
+
+    def _raise(self, alert: Alert) -> None:
+        if (alert.code, alert.site) in self._known:
+            return
+        self._known.add((alert.code, alert.site))
+        self.raised.append(alert)
+        self._open.append(alert)
+        if self._on_alert is not None:
+            self._on_alert(alert)
+        warnings.warn(f"step {alert.step}: {alert.message} [{alert.code}]", DyingUnitsWarning, stacklevel=4)

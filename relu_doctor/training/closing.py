@@ -1,0 +1,188 @@
+"""What becomes of a window when it closes: evidence is merged, judged, and told of each unit since when it is so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from relu_doctor.config import Config
+from relu_doctor.diagnose.diagnosis import Diagnosis, diagnose
+from relu_doctor.diagnose.table import Coverage, UnitTable, tabulate
+from relu_doctor.observe.gradients import GradientWatch
+from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.observe.statistics.stats import UnitStats
+from relu_doctor.terms import Status
+from relu_doctor.training.evidence import Carrier, Evidence, Sightings
+from relu_doctor.training.lives import NEVER, Lives, SiteLives
+from relu_doctor.training.windows import SITE_COLUMNS, UNIT_COLUMNS
+
+_DORMANT = 0.025  # of the site's mean output: Sokar et al. 2023, where a profile sets no other
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What was seen in a window.
+
+    Attributes:
+        index: of the window.
+        first_step: of it.
+        stats: per ``site_id``; ``last_fired`` holds ordinals of inputs.
+        ordinals: int64 (steps,), the first ordinal of each step that was observed.
+        steps: int64 (steps,), those steps, ascending.
+        num_inputs: observed.
+        notes: remarks for the report.
+        ratios: per ``site_id``, float (units,): update-to-weight ratios of one step.
+    """
+
+    index: int
+    first_step: int
+    stats: Mapping[str, UnitStats]
+    ordinals: Tensor
+    steps: Tensor
+    num_inputs: int
+    notes: tuple[str, ...]
+    ratios: Mapping[str, Tensor]
+
+    def steps_of(self, ordinals: Tensor) -> Tensor:
+        """The steps at which inputs were seen: int64, -1 where there was none."""
+        if not len(self.steps):
+            return torch.full_like(ordinals, NEVER)
+        place = torch.searchsorted(self.ordinals, ordinals, right=True) - 1
+        return torch.where(ordinals >= 0, self.steps[place.clamp_min(0)], NEVER)
+
+
+class Closer:
+    """Judges windows one after the other, and remembers what the next one needs.
+
+    Args:
+        model: read for its parameters.
+        config: thresholds.
+        from_start: the run was watched from before its first update.
+    """
+
+    def __init__(self, model: nn.Module, config: Config, *, from_start: bool) -> None:
+        self.lives = Lives()
+        self.carrier = Carrier()
+        self.sightings = Sightings()
+        self._model = model
+        self._config = config
+        self._from_start = from_start
+        self._dormant: dict[str, Tensor] = {}
+
+    def close(
+        self, seen: Seen, sites: Sequence[ActivationSite], watch: GradientWatch | None
+    ) -> tuple[Diagnosis, pd.DataFrame, pd.DataFrame]:
+        """Judge a window.
+
+        Args:
+            seen: what was seen in it.
+            sites: known so far.
+            watch: of the gradients, where there is one.
+
+        Returns:
+            The diagnosis, and the rows per site and per unit that a :class:`~relu_doctor.training.windows.Window` has.
+        """
+        stats = {site.site_id: self._lived(seen, site, watch) for site in sites if site.site_id in seen.stats}
+        evidence = self.carrier.take_in(seen.index, stats)
+        table = self._table(seen, sites, evidence)
+        diagnosis = diagnose(table, self._config)
+        of_sites: list[dict[str, object]] = []
+        of_units: list[pd.DataFrame] = []
+        for site in sites:
+            if not site.num_units:
+                of_sites.append({"site_id": site.site_id})
+                continue
+            rows = diagnosis.units[diagnosis.units["site_id"] == site.site_id]
+            lives = self.lives.of(site.site_id, site.num_units)
+            dead = torch.from_numpy((rows["status"] == Status.DEAD.value).to_numpy().copy())
+            died, revived = lives.judged(dead)
+            of_sites.append(
+                {
+                    "site_id": site.site_id,
+                    "deaths": int(died.sum()),
+                    "revivals": int(revived.sum()),
+                    "update_ratio": _largest(seen.ratios.get(site.site_id)),
+                    "weight_norm": float(rows["weight_l2"].mean()),
+                    "dormant_overlap": self._overlap(site.site_id, rows),
+                }
+            )
+            of_units.append(self._units(site.site_id, lives, evidence.get(site.site_id), rows))
+        per_site = pd.DataFrame(of_sites).reindex(columns=["site_id", *SITE_COLUMNS])
+        columns = ["site_id", "unit", *UNIT_COLUMNS]
+        per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
+        return diagnosis, per_site, per_unit
+
+    def _lived(self, seen: Seen, site: ActivationSite, watch: GradientWatch | None) -> UnitStats:
+        """A site's statistics of the window; a unit that only its gradient saw fire is counted as fired once."""
+        stats = seen.stats[site.site_id].to("cpu")
+        lives = self.lives.of(site.site_id, site.num_units)
+        fired, span = seen.steps_of(stats.last_fired), None if watch is None else watch.span(site.site_id)
+        if watch is not None and span is not None:
+            heard = watch.last_fired[span].cpu()
+            between = (stats.inputs_fired == 0) & (heard >= seen.first_step) & ~torch.isin(heard, seen.steps)
+            stats = replace(stats, inputs_fired=torch.where(between, stats.inputs.clamp_max(1), stats.inputs_fired))
+            fired = torch.maximum(fired, heard)
+        lives.update(fired, seen.steps)
+        return stats
+
+    def _table(self, seen: Seen, sites: Sequence[ActivationSite], evidence: Mapping[str, Evidence]) -> UnitTable:
+        oldest = min((int(each.since.min()) for each in evidence.values() if len(each.since)), default=seen.index)
+        most = max((int(each.stats.inputs.max()) for each in evidence.values() if len(each.since)), default=0)
+        distinct = min(most, self.sightings.since(oldest))
+        share = distinct / most if most else 1.0
+        coverage = Coverage(
+            num_inputs=most, distinct_inputs=distinct, sampling="observed", mode="train", notes=seen.notes,
+            passed="the run's own batches",
+        )  # fmt: skip
+        judged = {site_id: self._capped(each, share) for site_id, each in evidence.items()}
+        return tabulate(self._model, list(sites), judged, coverage)
+
+    def _capped(self, evidence: Evidence, share: float) -> UnitStats:
+        """Let no unit be silent on more inputs than were distinct; ordinals of inputs mean nothing over windows."""
+        windows, place = evidence.since.unique(return_inverse=True)
+        distinct = torch.tensor([self.sightings.since(int(window)) for window in windows], dtype=torch.float64)
+        most = (distinct[place] / share).floor().long() if share else torch.zeros_like(evidence.since)
+        stats, silent = evidence.stats, evidence.stats.inputs_fired == 0
+        inputs = torch.where(silent, torch.minimum(stats.inputs, most), stats.inputs)
+        empty = UnitStats.empty(stats.num_units)
+        return replace(stats, inputs=inputs, first_fired=empty.first_fired, last_fired=empty.last_fired)
+
+    def _overlap(self, site_id: str, rows: pd.DataFrame) -> float:
+        """Which part of the units that were dormant at the last window is so still; NaN where none was."""
+        tau = self._config.dormancy_tau or _DORMANT
+        now = torch.from_numpy((rows["dormancy"].to_numpy(float) <= tau).copy())
+        before = self._dormant.get(site_id)
+        self._dormant[site_id] = now
+        if before is None or not bool(before.any()):
+            return float("nan")
+        return int((before & now).sum()) / int(before.sum())
+
+    def _units(self, site_id: str, lives: SiteLives, evidence: Evidence | None, rows: pd.DataFrame) -> pd.DataFrame:
+        kinds, steps = lives.onsets(from_start=self._from_start)
+        inputs = rows["inputs"].to_numpy()
+        silent = np.where(rows["inputs_fired"].to_numpy() == 0, inputs, 0)
+        rate = self._config.for_site(str(rows["site"].iloc[0])).max_firing_rate
+        told = np.array([bool(kind) for kind in kinds])
+        return pd.DataFrame(
+            {
+                "site_id": site_id,
+                "unit": np.arange(len(rows)),
+                "onset": [kind.value for kind in kinds],
+                "onset_step": steps.numpy(),
+                "onset_confidence": np.where(
+                    told & (silent > 0), 1 - (1 - rate) ** silent, np.where(told, 1.0, np.nan)
+                ),
+                "silent_since": lives.silent_from.numpy(),
+                "silent_inputs": silent,
+            }
+        )
+
+
+def _largest(values: Tensor | None) -> float:
+    finite = None if values is None else values[values.isfinite()]
+    return float(finite.max()) if finite is not None and len(finite) else float("nan")

@@ -1,0 +1,114 @@
+"""Lives: since when each unit has been silent, and whether it was ever otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+NEVER = -1
+
+
+class Onset(StrEnum):
+    """How a unit came to where it is."""
+
+    NONE = ""
+    BORN_DEAD = "born_dead"  # never fired, and was watched from before the first update
+    FOUND_DEAD = "found_dead"  # never fired, and the watching began later
+    DIED = "died"
+    REVIVED = "revived"
+
+
+@dataclass(slots=True, eq=False)
+class SiteLives:
+    """Of the units of one site, each a tensor (units,).
+
+    Attributes:
+        fired: int64, the last step at which each fired; -1 for never.
+        silent_from: int64, the first step after it at which it was seen to be silent; -1 where it was not.
+        dead: bool, whether it was called dead at the last window.
+        revived: int64, the step at which it fired again after it had been called dead; -1 for never.
+    """
+
+    fired: Tensor
+    silent_from: Tensor
+    dead: Tensor
+    revived: Tensor
+
+    @classmethod
+    def of(cls, num_units: int) -> SiteLives:
+        """Units of which nothing is known yet."""
+        never = torch.full((num_units,), NEVER, dtype=torch.int64)
+        return cls(never, never.clone(), torch.zeros(num_units, dtype=torch.bool), never.clone())
+
+    def update(self, fired: Tensor, observed: Tensor) -> None:
+        """Take in what a window showed.
+
+        Args:
+            fired: int64 (units,), the last step at which each unit was seen to fire, in the activations or by its
+                gradient; -1 for never.
+            observed: int64 (steps,), the steps that were observed in full, ascending.
+        """
+        later = fired > self.fired
+        self.fired = torch.maximum(self.fired, fired)
+        self.silent_from = torch.where(later, torch.full_like(self.silent_from, NEVER), self.silent_from)
+        place = torch.searchsorted(observed, self.fired, right=True)
+        following = torch.cat([observed, observed.new_tensor([NEVER])])[place]
+        self.silent_from = torch.where(self.silent_from == NEVER, following, self.silent_from)
+
+    def judged(self, dead: Tensor) -> tuple[Tensor, Tensor]:
+        """A window was judged.
+
+        Args:
+            dead: bool (units,).
+
+        Returns:
+            Which units died in it, and which that were dead fired again: bool (units,) each.
+        """
+        died = dead & ~self.dead
+        back = self.dead & ~dead & (self.silent_from == NEVER)
+        self.revived = torch.where(back, self.fired, self.revived)
+        self.dead = (self.dead & ~back) | dead
+        return died, back
+
+    def onsets(self, *, from_start: bool) -> tuple[list[Onset], Tensor]:
+        """How each unit came to where it is, and with which update: int64 (units,), -1 for none.
+
+        A unit died with the update after which it fired no more; one that was born dead did so with update 0.
+
+        Args:
+            from_start: the watching began before the first update.
+        """
+        never = Onset.BORN_DEAD if from_start else Onset.FOUND_DEAD
+        kinds, steps = [], torch.full_like(self.fired, NEVER)
+        for unit, (dead, fired, revived) in enumerate(
+            zip(self.dead.tolist(), self.fired.tolist(), self.revived.tolist(), strict=True)
+        ):
+            if dead:
+                kinds.append(never if fired == NEVER else Onset.DIED)
+                steps[unit] = max(fired, 0)
+            else:
+                kinds.append(Onset.REVIVED if revived != NEVER else Onset.NONE)
+                steps[unit] = revived
+        return kinds, steps
+
+
+class Lives:
+    """Of all sites, per ``site_id``."""
+
+    def __init__(self) -> None:
+        self.sites: dict[str, SiteLives] = {}
+
+    def of(self, site_id: str, num_units: int) -> SiteLives:
+        """Of one site; from now on where it was not known."""
+        known = self.sites.get(site_id)
+        if known is None or len(known.fired) != num_units:
+            known = self.sites[site_id] = SiteLives.of(num_units)
+        return known
+
+    def deaths(self) -> Mapping[str, int]:
+        """Units that are dead now, per site."""
+        return {site_id: int(lives.dead.sum()) for site_id, lives in self.sites.items()}

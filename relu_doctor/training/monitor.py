@@ -1,0 +1,351 @@
+"""Monitor: attached to a training run, it tells while something can still be done which units fall silent, and why."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pandas as pd
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from relu_doctor.config import Config, load_config
+from relu_doctor.diagnose.diagnosis import Diagnosis
+from relu_doctor.errors import ConfigError, MonitorError, MonitorWarning
+from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps
+from relu_doctor.observe.live import PHASE, LiveProbe
+from relu_doctor.observe.rectifiers.custom import Custom
+from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.training.alerts import Alerts
+from relu_doctor.training.closeness import CloseLook
+from relu_doctor.training.closing import Closer, Seen
+from relu_doctor.training.history import History
+from relu_doctor.training.numbers import RunNumbers
+from relu_doctor.training.schedule import Schedule
+from relu_doctor.training.updates import UpdateMeter
+from relu_doctor.training.windows import Alert, Window
+
+Sink = Callable[[Window], object]
+
+
+class Monitor:
+    """Watches the rectifiers of a model while it is trained; a context manager.
+
+    Every ``every`` steps the run's own forward is observed in full. In between, the gradients of the biases tell which
+    units fire, at the cost of reading them. After ``window`` steps what was seen becomes a
+    :class:`~relu_doctor.Diagnosis`; a unit without enough evidence stays unproven, and its evidence is carried on.
+
+    Args:
+        model: that is trained; wrapped or not.
+        optimizer: one or several; without any, gradients are read in :meth:`step`, and no update is measured.
+        every: steps from one that is observed in full to the next.
+        window: steps in a window.
+        history: a directory that keeps every window, or an open :class:`~relu_doctor.History`.
+        sinks: called with each :class:`~relu_doctor.training.windows.Window` that closes.
+        on_alert: called with each :class:`~relu_doctor.training.windows.Alert`, at once.
+        config: a profile's name, a path, a mapping or a :class:`~relu_doctor.Config`.
+        rectifiers: classes of your own activation modules, as for :func:`~relu_doctor.scan`.
+        start_step: updates that were made before, in a run that is resumed.
+
+    Attributes:
+        diagnosis: the latest; ``None`` before the first window has closed.
+        windows: how many have closed.
+        alerts: all so far.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        UnsupportedModelError: the model cannot be observed.
+        HistoryError: the history cannot be written.
+    """
+
+    _closed = True  # until it is attached
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
+        every: int = 20,
+        window: int = 200,
+        history: str | Path | History | None = None,
+        sinks: Iterable[Sink] = (),
+        on_alert: Callable[[Alert], object] | None = None,
+        config: Config | Mapping[str, Any] | str | Path | None = None,
+        rectifiers: Custom = (),
+        start_step: int = 0,
+    ) -> None:
+        thresholds = load_config(config)
+        self._schedule = Schedule(_count("every", every), _count("window", window), _count("start_step", start_step, 0))
+        self._live = LiveProbe(
+            model,
+            self._wants,
+            rectifiers=rectifiers,
+            unit_axis=lambda name: thresholds.for_site(name).unit_axis,
+        )
+        self.model = self._live.model
+        self.diagnosis: Diagnosis | None = None
+        self.windows = 0
+        self._config = thresholds
+        self._optimizers = _optimizers(optimizer)
+        self._numbers = RunNumbers(self._optimizers)
+        self._closer = Closer(self.model, thresholds, from_start=start_step == 0)
+        self._alerts = Alerts(on_alert, thresholds)
+        self._sinks = tuple(sinks)
+        self._watch: GradientWatch | None = None
+        self._meter: UpdateMeter | None = None
+        self._look = CloseLook()
+        self._sites: list[ActivationSite] = []
+        self._observed: list[tuple[int, int]] = []  # first ordinal and step of what was observed in this window
+        self._first_step = self._schedule.current
+        self._ratios: Mapping[str, torch.Tensor] = {}
+        self._timeline: list[dict[str, object]] = []
+        self._last: Window | None = None
+        self._seen_forwards = 0
+        self._warned: set[str] = set()
+        self._history = History.open(history) if isinstance(history, str | Path) else history
+        self._owns_history = isinstance(history, str | Path)
+        self._handles = [
+            *before_steps(self._optimizers, self._before_update),
+            *after_steps(self._optimizers, self._after_update),
+        ]
+        self._live.__enter__()
+        self._closed = False
+        if self._history is not None and self._owns_history:
+            self._history.begin(config=thresholds, start_step=start_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("finished" if kind is None else kind.__name__)
+
+    def __del__(self) -> None:
+        if not self._closed:
+            message = "a Monitor was not closed; use it in a with block, or call close()."
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+
+    def step(self, loss: object = None, *, grad_norm: object = None) -> Diagnosis | None:
+        """One update was made.
+
+        Args:
+            loss: of the step, a number or a tensor of one element; a device is not waited for.
+            grad_norm: of all gradients, where the loop has it.
+
+        Returns:
+            A diagnosis when a window has closed, else ``None``.
+
+        Raises:
+            MonitorError: the monitor is closed.
+        """
+        if self._closed:
+            raise MonitorError("step() was called on a closed monitor; make a new one, with start_step= of the run.")
+        self._live.drop()
+        self._numbers.take_in(loss=loss, grad_norm=grad_norm)
+        if not self._optimizers:
+            self._read_gradients()
+        self._check_forwards()
+        self._learn_sites()
+        self._look_at_waves()
+        return self._close_window().diagnosis if self._schedule.advance() else None
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """No forward within counts: an evaluation with gradients, a target network, a rollout."""
+        self._live.paused += 1
+        try:
+            yield
+        finally:
+            self._live.paused -= 1
+
+    def close(self, reason: str = "closed") -> None:
+        """Leave the model and the optimizers as they were; what was seen since the last window becomes one.
+
+        Safe to call twice.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._observed:
+                self._close_window()
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            self._live.close()
+            if self._history is not None and self._owns_history:
+                self._history.end(reason)
+                self._history.close()
+
+    @property
+    def alerts(self) -> tuple[Alert, ...]:
+        """All so far."""
+        return tuple(self._alerts.raised)
+
+    @property
+    def units(self) -> pd.DataFrame:
+        """One row per unit of the latest window: its status, mechanism, evidence and onset."""
+        if self._last is None:
+            return pd.DataFrame()
+        return self._last.diagnosis.units.merge(self._last.units, on=["site_id", "unit"], how="left")
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """One row per site of the latest window."""
+        if self._last is None:
+            return pd.DataFrame()
+        return self._last.diagnosis.sites.merge(self._last.sites, on="site_id", how="left")
+
+    @property
+    def timeline(self) -> pd.DataFrame:
+        """One row per window and site."""
+        return pd.DataFrame(self._timeline)
+
+    def _wants(self) -> bool:
+        wanted = self._schedule.wants()
+        if wanted and (not self._observed or self._observed[-1][1] != self._schedule.current):
+            self._observed.append((self._live.num_inputs, self._schedule.current))
+        return wanted
+
+    def _before_update(self) -> None:
+        self._read_gradients()
+        if self._meter is not None and not self._ratios:
+            self._meter.before()
+
+    def _after_update(self) -> None:
+        if self._meter is not None and self._meter.is_open:
+            self._ratios = self._meter.after()
+
+    def _read_gradients(self) -> None:
+        if self._watch is not None:
+            self._watch.read(self._schedule.current)
+
+    def _learn_sites(self) -> None:
+        """Take in sites that a forward has shown for the first time."""
+        if len(self._sites) == self._live.probe.known.num_sites:
+            return
+        self._sites = self._live.probe.sites()
+        before, self._watch = self._watch, GradientWatch(self.model, self._sites)
+        if before is not None:
+            self._watch.go_on_from(before)
+        self._meter = UpdateMeter(self.model, self._sites) if self._optimizers else None
+
+    def _look_at_waves(self) -> None:
+        """Look closely where gradients show that units fell silent together; speak when that has been seen."""
+        if self._watch is None:
+            return
+        if self._look.is_called_for(self._watch) and not self._schedule.is_close:
+            self._schedule.look_closely()
+            self._look.begin(self._schedule.current, self._live.num_inputs)
+        elif self._look.since is not None and not self._schedule.is_close:
+            stats = self._live.probe.stats.get(PHASE, {})
+            for wave in self._look.end(
+                self._sites, stats, self._watch, self._live.num_inputs, self._numbers.learning_rates()
+            ):
+                self._alerts.wave(wave, self._schedule.current)
+
+    def _close_window(self) -> Window:
+        stats = self._live.probe.stats.pop(PHASE, {})
+        step = self._schedule.step
+        observed, self._observed = self._observed, []
+        num_inputs = self._live.num_inputs - (observed[0][0] if observed else self._live.num_inputs)
+        self._learn_sites()
+        for digests, count in self._live.take_digests():
+            self._closer.sightings.add(digests, count, self.windows)
+        seen = Seen(
+            index=self.windows,
+            first_step=self._first_step,
+            stats=stats,
+            ordinals=torch.tensor([ordinal for ordinal, _ in observed], dtype=torch.int64),
+            steps=torch.tensor([at for _, at in observed], dtype=torch.int64),
+            num_inputs=num_inputs,
+            notes=(*self._live.probe.known.notes, *self._failures()),
+            ratios=self._ratios,
+        )
+        diagnosis, sites, units = self._closer.close(seen, self._sites, self._watch)
+        numbers = {
+            **self._numbers.close(),
+            "observed_steps": float(len(observed)),
+            "observed_inputs": float(num_inputs),
+        }
+        deaths = dict(zip(sites["site_id"], sites["deaths"].fillna(0).astype(int), strict=True)) if len(sites) else {}
+        self._alerts.window(step, diagnosis.sites, deaths)
+        window = Window(
+            self.windows, self._first_step, step, time.time(), diagnosis, sites, units, numbers, self._alerts.take()
+        )
+        self._last, self.diagnosis = window, diagnosis
+        self.windows += 1
+        self._first_step, self._ratios = step + 1, {}
+        self._note_timeline(window)
+        self._hand_out(window)
+        return window
+
+    def _note_timeline(self, window: Window) -> None:
+        rows = window.diagnosis.sites.merge(window.sites, on="site_id", how="left")
+        for row in rows.to_dict("records"):
+            self._timeline.append(
+                {"window": window.index, "first_step": window.first_step, "last_step": window.last_step}
+                | {str(key): value for key, value in row.items()}
+                | dict(window.numbers)
+            )
+
+    def _hand_out(self, window: Window) -> None:
+        """Give a window to the history and to each sink; one that raises is told of once, and training goes on."""
+        takers: list[tuple[str, Sink]] = [(_name(sink), sink) for sink in self._sinks]
+        if self._history is not None:
+            takers.insert(0, ("the history", self._history.append))
+        for name, take in takers:
+            try:
+                take(window)
+            except Exception as error:  # noqa: BLE001  a full disk must not end a training run
+                self._warn(
+                    f"{name} raised {type(error).__name__}: {error}; the training goes on, and the data are kept in "
+                    "the monitor.",
+                    key=name,
+                )
+
+    def _check_forwards(self) -> None:
+        forwards, self._seen_forwards = self._live.num_forwards - self._seen_forwards, self._live.num_forwards
+        if forwards or self._schedule.step - self._schedule.start > 1:
+            if not self._live.num_forwards:
+                self._warn(
+                    "no forward of the model was seen: its module is called by another name, under no_grad, or inside "
+                    "code that was compiled after the monitor was attached; give the monitor the module that is called."
+                )
+            for kind, message in self._live.failures.items():
+                self._warn(f"{kind}: {message}; these forwards were not observed, the training is as it was.", key=kind)
+
+    def _failures(self) -> list[str]:
+        return [f"{kind}: {message}" for kind, message in self._live.failures.items()]
+
+    def _warn(self, message: str, key: str | None = None) -> None:
+        if (key or message) not in self._warned:
+            self._warned.add(key or message)
+            warnings.warn(message, MonitorWarning, stacklevel=3)
+
+
+def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
+    found: Sequence[object] = (
+        (optimizer,) if isinstance(optimizer, Optimizer) else () if optimizer is None else tuple(optimizer)
+    )
+    for each in found:
+        if not isinstance(each, Optimizer):
+            raise ConfigError(f"optimizer= expects a torch.optim.Optimizer or several, found {type(each).__name__}.")
+    return tuple(each for each in found if isinstance(each, Optimizer))
+
+
+def _count(name: str, value: object, least: int = 1) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}.")
+    return value
+
+
+def _name(sink: Sink) -> str:
+    return f"the sink {getattr(sink, '__name__', type(sink).__name__)}"

@@ -1,0 +1,54 @@
+"""Which steps are observed in full, and when a window closes."""
+
+from __future__ import annotations
+
+FIRST = 3  # steps at the beginning of a run: whether units are born dead, and whether the first updates kill
+CLOSELY = 3  # steps after gradients have shown that many units fell silent
+
+
+class Schedule:
+    """Counts steps from where the run stands.
+
+    Args:
+        every: steps from one that is observed in full to the next.
+        window: steps in a window.
+        start: updates that were made before.
+
+    Attributes:
+        step: updates made so far, those before included.
+    """
+
+    def __init__(self, every: int, window: int, start: int) -> None:
+        self.every = every
+        self.window = window
+        self.start = self.step = start
+        self._closely = 0
+
+    @property
+    def current(self) -> int:
+        """The step that is being made, from 1: its forward comes before its update."""
+        return self.step + 1
+
+    @property
+    def is_close(self) -> bool:
+        """Whether steps are observed one by one for what gradients have shown."""
+        return self._closely > 0
+
+    def wants(self) -> bool:
+        """Whether the step that is being made is to be observed in full."""
+        made = self.step - self.start
+        return self._closely > 0 or made < FIRST or made % self.every == 0
+
+    def look_closely(self) -> None:
+        """Observe the next steps in full."""
+        self._closely = CLOSELY
+
+    def advance(self) -> bool:
+        """A step was made.
+
+        Returns:
+            Whether a window closes with it.
+        """
+        self.step += 1
+        self._closely = max(0, self._closely - 1)
+        return (self.step - self.start) % self.window == 0

@@ -1,0 +1,63 @@
+"""Window: what a monitor says when one closes. It is made once, and every sink and the history read the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from relu_doctor.diagnose.diagnosis import Diagnosis
+
+# Columns beside those of `Diagnosis.sites` and `Diagnosis.units`.
+SITE_COLUMNS = (
+    "deaths", "revivals", "update_ratio", "weight_norm", "dormant_overlap", "effective_rank",
+)  # fmt: skip
+UNIT_COLUMNS = ("onset", "onset_step", "onset_confidence", "silent_since", "silent_inputs")
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a training run must be told now.
+
+    Attributes:
+        code: stable, ``RD7xx``.
+        step: global step at which it was seen.
+        site: name of the site; empty where it is about the run.
+        message: one sentence with its evidence.
+        evidence: the numbers in it.
+    """
+
+    code: str
+    step: int
+    site: str
+    message: str
+    evidence: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Window:
+    """One window of a run.
+
+    Attributes:
+        index: its place in the run, from 0.
+        first_step, last_step: global optimizer steps that it covers, inclusive.
+        closed: seconds since the epoch.
+        diagnosis: of what was observed in it, and of the evidence carried on to it.
+        sites: one row per site, in forward order: ``site_id`` and ``SITE_COLUMNS``; NaN where a number was not had.
+        units: one row per unit, in the order of ``diagnosis.units``: ``site_id``, ``unit`` and ``UNIT_COLUMNS``.
+            ``onset`` is ``born_dead``, ``died``, ``revived`` or empty; steps are global, -1 for none.
+        numbers: of the run: ``loss``, ``grad_norm``, ``lr`` (``lr/1`` … of further groups), ``observed_steps``,
+            ``observed_inputs``; those that were had.
+        alerts: raised since the window before.
+    """
+
+    index: int
+    first_step: int
+    last_step: int
+    closed: float
+    diagnosis: Diagnosis
+    sites: pd.DataFrame
+    units: pd.DataFrame
+    numbers: Mapping[str, float]
+    alerts: tuple[Alert, ...] = ()
