@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from relu_doctor.diagnose.findings import Finding as Finding
     from relu_doctor.scanning import scan as scan
     from relu_doctor.training.history import History as History
+    from relu_doctor.training.monitor import Monitor as Monitor
 
 _HOMES = {
     "Config": "relu_doctor.config",
     "Diagnosis": "relu_doctor.diagnose.diagnosis",
     "Finding": "relu_doctor.diagnose.findings",
     "History": "relu_doctor.training.history",
+    "Monitor": "relu_doctor.training.monitor",
     "Rectifier": "relu_doctor.observe.rectifiers.kinds",
     "diagnose": "relu_doctor.diagnose.diagnosis",
     "load_config": "relu_doctor.config",
@@ -30,6 +32,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "History",
+    "Monitor",
     "Rectifier",
     "__version__",
     "diagnose",

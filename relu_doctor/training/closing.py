@@ -111,7 +111,7 @@ class Closer:
                     "dormant_overlap": self._overlap(site.site_id, rows),
                 }
             )
-            of_units.append(self._units(site.site_id, lives, evidence.get(site.site_id), rows))
+            of_units.append(self._units(site.site_id, lives, rows, table.coverage))
         per_site = pd.DataFrame(of_sites).reindex(columns=["site_id", *SITE_COLUMNS])
         columns = ["site_id", "unit", *UNIT_COLUMNS]
         per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
@@ -162,10 +162,11 @@ class Closer:
             return float("nan")
         return int((before & now).sum()) / int(before.sum())
 
-    def _units(self, site_id: str, lives: SiteLives, evidence: Evidence | None, rows: pd.DataFrame) -> pd.DataFrame:
+    def _units(self, site_id: str, lives: SiteLives, rows: pd.DataFrame, coverage: Coverage) -> pd.DataFrame:
         kinds, steps = lives.onsets(from_start=self._from_start)
-        inputs = rows["inputs"].to_numpy()
-        silent = np.where(rows["inputs_fired"].to_numpy() == 0, inputs, 0)
+        share = coverage.distinct_inputs / max(coverage.num_inputs, 1)
+        distinct = np.floor(rows["inputs"].to_numpy() * share + 1e-9).astype(np.int64)
+        silent = np.where(rows["inputs_fired"].to_numpy() == 0, distinct, 0)
         rate = self._config.for_site(str(rows["site"].iloc[0])).max_firing_rate
         told = np.array([bool(kind) for kind in kinds])
         return pd.DataFrame(

@@ -1,0 +1,289 @@
+"""The monitor on plain loops: what it says is true, and the run is the run that it would have been."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from relu_doctor.errors import ConfigError, DyingUnitsWarning, MonitorError, MonitorWarning
+from relu_doctor.training.monitor import Monitor
+from tests.training.loops import Net, batches, perceptron, train
+
+pytestmark = pytest.mark.filterwarnings("ignore::relu_doctor.errors.DyingUnitsWarning")
+
+
+def sgd(model: nn.Module, lr: float = 0.05, momentum: float = 0.9) -> torch.optim.SGD:
+    return torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+
+
+def same(one, other):
+    """Whether two nests of values and tensors are alike, bit by bit."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_the_run_is_the_same_run(every):
+    """Losses, weights, buffers, optimizer state and random numbers are bit-identical with and without a monitor."""
+    left = []
+    for monitored in (False, True):
+        torch.manual_seed(3)
+        model = Net()
+        optimizer = sgd(model)
+        monitor = Monitor(model, optimizer=optimizer, every=every, window=20) if monitored else None
+        run = train(model, batches(60, shape=(1, 4, 4)), optimizer, monitor)
+        left.append([run.losses, model.state_dict(), optimizer.state_dict(), torch.rand(3)])
+    assert same(*left)
+
+
+def test_windows_close_on_time_and_what_is_left_closes_with_the_monitor():
+    """A diagnosis comes after each window's last step, and close() makes one of the rest."""
+    model = perceptron()
+    optimizer = sgd(model)
+    monitor = Monitor(model, optimizer=optimizer, every=5, window=20)
+    run = train(model, batches(50), optimizer, monitor)
+    assert len(run.closed) == 2
+    assert monitor.windows == 3
+    assert sorted(set(monitor.timeline["last_step"])) == [20, 40, 50]
+    assert monitor.diagnosis is not None
+
+
+def test_planted_deaths_have_the_step_at_which_they_were_planted():
+    """Units that are silenced between steps died with the update before; those silenced at the start were born dead."""
+    model = perceptron()
+    with torch.no_grad():
+        model[0].bias[:3] = -100
+    optimizer = sgd(model, lr=0.01)
+
+    def plant(step: int) -> None:
+        if step == 31:
+            with torch.no_grad():
+                model[0].bias[10:14] = -100
+
+    monitor = Monitor(model, optimizer=optimizer, every=4, window=400)
+    train(model, batches(800), optimizer, monitor, plant)
+    units = monitor.units[monitor.units["site"] == "1"].set_index("unit")
+    assert units.loc[[0, 1, 2], "onset"].tolist() == ["born_dead"] * 3
+    died = units.loc[[10, 11, 12, 13]]
+    assert died["status"].tolist() == ["dead"] * 4
+    assert died["onset"].tolist() == ["died"] * 4
+    assert died["onset_step"].tolist() == [30] * 4
+    assert (died["onset_confidence"] > 0.95).all()
+
+
+def test_a_unit_that_comes_back_is_told_as_revived():
+    """A dead unit whose bias is reset is revived, with the step."""
+    model = perceptron()
+    with torch.no_grad():
+        model[0].bias[5] = -100
+    optimizer = sgd(model, lr=0.01)
+
+    def heal(step: int) -> None:
+        if step == 450:
+            with torch.no_grad():
+                model[0].bias[5] = 0.5
+
+    monitor = Monitor(model, optimizer=optimizer, every=2, window=200)
+    train(model, batches(800), optimizer, monitor, heal)
+    unit = monitor.units.query("site == '1' and unit == 5").iloc[0]
+    assert unit["onset"] == "revived"
+    assert 450 <= unit["onset_step"] <= 800
+    assert monitor.timeline.query("site == '1'")["revivals"].sum() == 1
+
+
+def test_a_killing_update_is_told_within_steps():
+    """One update that silences most of a layer raises an alert that names the update, its rate, and the units."""
+    model = perceptron()
+    optimizer = sgd(model, lr=0.01, momentum=0.0)
+    told = []
+
+    def kill(step: int) -> None:
+        if step == 12:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+
+    monitor = Monitor(model, optimizer=optimizer, every=50, window=100, on_alert=told.append)
+    with pytest.warns(DyingUnitsWarning, match="update 11 at lr 0.01: 12 of 16 units of 3"):
+        train(model, batches(30), optimizer, monitor, kill)
+    assert [alert.code for alert in told] == ["RD701"]
+    assert told[0].site == "3"
+    assert told[0].step <= 17
+    assert told[0].evidence["silent"] == 12
+
+
+def test_a_sound_run_is_quiet():
+    """Sparse units, dropout and a falling loss are no reason to speak."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = sgd(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor = Monitor(model, optimizer=optimizer, every=5, window=50)
+        train(model, batches(200, shape=(1, 4, 4)), optimizer, monitor)
+    assert monitor.alerts == ()
+
+
+def test_forwards_without_gradients_do_not_count():
+    """Evaluation under no_grad and forwards within pause() leave no trace in the evidence."""
+    model = perceptron()
+    optimizer = sgd(model)
+    with Monitor(model, optimizer=optimizer, every=1, window=10) as monitor:
+        for x, y in batches(10):
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            with torch.no_grad():
+                model(torch.randn(1000, 16))
+            with monitor.pause():
+                model(torch.randn(1000, 16))
+            monitor.step()
+    assert monitor.diagnosis is not None
+    assert monitor.diagnosis.units["inputs"].max() == 160
+
+
+def test_gradient_accumulation_and_several_forwards_count_together():
+    """Every forward of a step belongs to the step."""
+    model = perceptron()
+    optimizer = sgd(model)
+    data = batches(40)
+    with Monitor(model, optimizer=optimizer, every=1, window=10) as monitor:
+        for step in range(10):
+            for x, y in data[4 * step : 4 * step + 4]:
+                F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.step()
+    assert monitor.diagnosis is not None
+    assert monitor.diagnosis.units["inputs"].max() == 640
+
+
+def test_repeated_inputs_are_no_evidence():
+    """A silent unit that saw the same 32 inputs again and again stays unproven."""
+    model = perceptron()
+    with torch.no_grad():
+        model[0].bias[0] = -100
+    optimizer = sgd(model, lr=1e-4)
+    monitor = Monitor(model, optimizer=optimizer, every=1, window=100)
+    train(model, batches(2) * 300, optimizer, monitor)
+    unit = monitor.units.query("site == '1' and unit == 0").iloc[0]
+    assert unit["status"] == "unproven"
+    assert unit["silent_inputs"] <= 32
+
+
+def test_an_optimizer_with_a_closure_is_followed():
+    """LBFGS, which runs forward and backward inside its step, is watched as well."""
+    model = perceptron()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    with Monitor(model, optimizer=optimizer, every=1, window=5) as monitor:
+        for x, y in batches(5):
+
+            def closure(x=x, y=y):
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                return loss
+
+            monitor.step(loss=optimizer.step(closure))
+    assert monitor.diagnosis is not None
+    assert monitor.diagnosis.units["inputs"].max() >= 80
+
+
+def test_an_error_in_the_forward_is_the_runs_own():
+    """A forward that raises raises; the monitor leaves no mode behind and goes on with the next."""
+
+    class Fails(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.fail = perceptron(), False
+
+        def forward(self, x):
+            x = self.layers[1](self.layers[0](x))
+            if self.fail:
+                raise KeyboardInterrupt
+            return self.layers[4](self.layers[3](self.layers[2](x)))
+
+    model = Fails()
+    optimizer = sgd(model)
+    with Monitor(model, optimizer=optimizer, every=1, window=4) as monitor:
+        for number, (x, y) in enumerate(batches(8)):
+            model.fail = number == 3
+            if model.fail:
+                with pytest.raises(KeyboardInterrupt):
+                    model(x)
+                model.fail = False
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            monitor.step()
+            assert torch.overrides._get_current_function_mode_stack() == []
+    assert monitor.windows == 2
+
+
+def test_closing_leaves_everything_as_it_was():
+    """Hooks of the model and of the optimizer are gone, and the model still pickles and copies."""
+    model = perceptron()
+    optimizer = sgd(model)
+    before = {name: list(vars(module)) for name, module in model.named_modules()}
+    monitor = Monitor(model, optimizer=optimizer, window=5)
+    train(model, batches(7), optimizer, monitor)
+    monitor.close()
+    assert {name: list(vars(module)) for name, module in model.named_modules()} == before
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    pickle.loads(pickle.dumps(copy.deepcopy(model)))
+
+
+def test_misuse_is_told_in_a_sentence():
+    """Arguments out of range, a closed monitor, and no forwards at all."""
+    model = perceptron()
+    with pytest.raises(ConfigError, match="every must be a whole number of at least 1, found 0"):
+        Monitor(model, every=0)
+    with pytest.raises(ConfigError, match=r"optimizer= expects a torch.optim.Optimizer or several, found str"):
+        Monitor(model, optimizer="adam")
+    monitor = Monitor(model)
+    monitor.close()
+    monitor.close()
+    with pytest.raises(MonitorError, match="closed monitor"):
+        monitor.step()
+    with Monitor(model) as monitor:
+        monitor.step()
+        monitor.step()
+        with pytest.warns(MonitorWarning, match="no forward of the model was seen"):
+            monitor.step()
+
+
+def test_a_forgotten_monitor_warns():
+    """One that is let go without close() is a ResourceWarning."""
+    model = perceptron()
+    monitor = Monitor(model)
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        monitor.__del__()
+    monitor.close()
+    gc.collect()
+
+
+def test_a_sink_that_raises_is_told_of_once_and_training_goes_on():
+    """The windows are kept all the same."""
+
+    def broken(window):
+        raise OSError("disk full")
+
+    model = perceptron()
+    optimizer = sgd(model)
+    monitor = Monitor(model, optimizer=optimizer, window=10, sinks=[broken])
+    with pytest.warns(MonitorWarning, match="the sink broken raised OSError: disk full") as caught:
+        train(model, batches(40), optimizer, monitor)
+    assert len([each for each in caught if each.category is MonitorWarning]) == 1
+    assert monitor.windows == 4
