@@ -7,12 +7,13 @@ at, each observed forward is one more, of the original module.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from relu_doctor.observe.forwards.calls import UnknownCallError
@@ -21,15 +22,17 @@ from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.forwards.surroundings import alone, firmly, undisturbed
 from relu_doctor.observe.inputs.census import digests
 from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
-from relu_doctor.observe.inputs.feeding import map_tensors, mask_in
+from relu_doctor.observe.inputs.feeding import Feeder, map_tensors, mask_in, moved
 from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, rehearse
 from relu_doctor.observe.models.guard import preserved
 from relu_doctor.observe.models.wrappers import behind_wrappers
 from relu_doctor.observe.probe import Probe
 from relu_doctor.observe.rectifiers.custom import Custom
+from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.terms import Statistics
 
 PHASE = "train"
+_OWN = "reference"  # phase of the forwards on batches of our own
 _SEED = 0  # of the forwards that are compared with each other: dropout must drop the same
 
 
@@ -103,6 +106,45 @@ class LiveProbe:
         if self._running is not None:
             self._running.drop()
             self._running = None
+
+    def look_at(self, batches: Iterable[Any]) -> Mapping[str, UnitStats]:
+        """Observe forwards on batches of one's own: in eval mode, without gradients, and without a trace.
+
+        Args:
+            batches: as :func:`~relu_doctor.scan` takes them, each passed as there.
+
+        Returns:
+            Their statistics, per ``site_id``.
+
+        Raises:
+            DataError: a batch does not fit the forward.
+            Exception: whatever the forward raises.
+        """
+        feeder, seen = Feeder(self.model), 0
+        device = next((parameter.device for parameter in self.model.parameters()), None)
+        contexts = undisturbed(self.model), torch.inference_mode(False), preserved(self.model)
+        with alone(self.model), firmly(*contexts), torch.no_grad():
+            for module in self.model.modules():
+                module.training = False
+            for batch in batches:
+                arguments = feeder.arguments(batch)
+                inputs = moved(arguments.args, device), moved(arguments.kwargs, device)
+                seen += self._look_at(inputs, arguments.mask, seen)
+        return self.probe.stats.pop(_OWN, {})
+
+    def _look_at(self, inputs: Inputs, mask: Tensor | None, first_ordinal: int) -> int:
+        counting = self._counting or BY_ROWS
+        reading = replace(self._reading(inputs, counting), mask=mask, first_ordinal=first_ordinal)
+
+        def run(given: Inputs = inputs) -> object:
+            with torch._C._EnableTorchFunction():
+                return self.model.forward(*given[0], **given[1])
+
+        def prepare() -> Rehearsal | None:
+            return rehearse(inputs, reading.num_inputs, mask, counting)
+
+        self.probe.observe(run, reading, phase=_OWN, prepare=prepare, perform=run)
+        return reading.num_inputs or 1
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if torch.compiler.is_compiling():

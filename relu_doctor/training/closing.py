@@ -37,6 +37,7 @@ class Seen:
         num_inputs: observed.
         notes: remarks for the report.
         ratios: per ``site_id``, float (units,): update-to-weight ratios of one step.
+        reference: per ``site_id``, what the reference batches showed, where there are any.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Seen:
     num_inputs: int
     notes: tuple[str, ...]
     ratios: Mapping[str, Tensor]
+    reference: Mapping[str, UnitStats]
 
     def steps_of(self, ordinals: Tensor) -> Tensor:
         """The steps at which inputs were seen: int64, -1 where there was none."""
@@ -111,7 +113,7 @@ class Closer:
                     "dormant_overlap": self._overlap(site.site_id, rows),
                 }
             )
-            of_units.append(self._units(site.site_id, lives, rows, table.coverage))
+            of_units.append(self._units(site.site_id, lives, rows, table.coverage, seen.reference.get(site.site_id)))
         per_site = pd.DataFrame(of_sites).reindex(columns=["site_id", *SITE_COLUMNS])
         columns = ["site_id", "unit", *UNIT_COLUMNS]
         per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
@@ -162,12 +164,15 @@ class Closer:
             return float("nan")
         return int((before & now).sum()) / int(before.sum())
 
-    def _units(self, site_id: str, lives: SiteLives, rows: pd.DataFrame, coverage: Coverage) -> pd.DataFrame:
+    def _units(
+        self, site_id: str, lives: SiteLives, rows: pd.DataFrame, coverage: Coverage, reference: UnitStats | None
+    ) -> pd.DataFrame:
         kinds, steps = lives.onsets(from_start=self._from_start)
         share = coverage.distinct_inputs / max(coverage.num_inputs, 1)
         distinct = np.floor(rows["inputs"].to_numpy() * share + 1e-9).astype(np.int64)
         silent = np.where(rows["inputs_fired"].to_numpy() == 0, distinct, 0)
         rate = self._config.for_site(str(rows["site"].iloc[0])).max_firing_rate
+        referred = reference or UnitStats.empty(len(rows))
         told = np.array([bool(kind) for kind in kinds])
         return pd.DataFrame(
             {
@@ -180,6 +185,8 @@ class Closer:
                 ),
                 "silent_since": lives.silent_from.numpy(),
                 "silent_inputs": silent,
+                "reference_inputs": referred.inputs.cpu().numpy(),
+                "reference_fired": referred.inputs_fired.cpu().numpy(),
             }
         )
 

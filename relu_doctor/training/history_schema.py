@@ -84,6 +84,8 @@ UNIT_DATA = (
     UnitColumn("onset_confidence", "real", "of the onset", carried=True),
     UnitColumn("silent_since", "whole", "global step after which it was not seen to fire; -1 for none", carried=True),
     UnitColumn("silent_inputs", "whole", "inputs seen since then", carried=True),
+    UnitColumn("reference_inputs", "whole", "inputs of the reference batches", carried=True),
+    UnitColumn("reference_fired", "whole", "of those, how many fired it", carried=True),
 )
 
 _COUNT_COLUMNS = ",\n    ".join(f"{name} INTEGER" for name in COUNTS)

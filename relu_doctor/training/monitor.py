@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from relu_doctor.config import Config, load_config
@@ -22,6 +22,7 @@ from relu_doctor.observe.gradients import GradientWatch, after_steps, before_ste
 from relu_doctor.observe.live import PHASE, LiveProbe
 from relu_doctor.observe.rectifiers.custom import Custom
 from relu_doctor.observe.sites import ActivationSite
+from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.training.alerts import Alerts
 from relu_doctor.training.closeness import CloseLook
 from relu_doctor.training.closing import Closer, Seen
@@ -46,6 +47,9 @@ class Monitor:
         optimizer: one or several; without any, gradients are read in :meth:`step`, and no update is measured.
         every: steps from one that is observed in full to the next.
         window: steps in a window.
+        reference: batches that are run again when a window closes, in eval mode and without gradients: a unit that
+            falls silent in training and fires on them did not die by its parameters. They are held; each window costs
+            one forward of each.
         history: a directory that keeps every window, or an open :class:`~relu_doctor.History`.
         sinks: called with each :class:`~relu_doctor.training.windows.Window` that closes.
         on_alert: called with each :class:`~relu_doctor.training.windows.Alert`, at once.
@@ -73,6 +77,7 @@ class Monitor:
         optimizer: Optimizer | Iterable[Optimizer] | None = None,
         every: int = 20,
         window: int = 200,
+        reference: Iterable[Any] | None = None,
         history: str | Path | History | None = None,
         sinks: Iterable[Sink] = (),
         on_alert: Callable[[Alert], object] | None = None,
@@ -97,6 +102,7 @@ class Monitor:
         self._closer = Closer(self.model, thresholds, from_start=start_step == 0)
         self._alerts = Alerts(on_alert, thresholds)
         self._sinks = tuple(sinks)
+        self._reference = [] if reference is None else [reference] if isinstance(reference, Tensor) else list(reference)
         self._watch: GradientWatch | None = None
         self._meter: UpdateMeter | None = None
         self._look = CloseLook()
@@ -117,7 +123,7 @@ class Monitor:
         self._live.__enter__()
         self._closed = False
         if self._history is not None and self._owns_history:
-            self._history.begin(config=thresholds, start_step=start_step)
+            self._history.begin(config=thresholds, start_step=start_step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -268,6 +274,7 @@ class Monitor:
             num_inputs=num_inputs,
             notes=(*self._live.probe.known.notes, *self._failures()),
             ratios=self._ratios,
+            reference=self._referred(),
         )
         diagnosis, sites, units = self._closer.close(seen, self._sites, self._watch)
         numbers = {
@@ -286,6 +293,17 @@ class Monitor:
         self._note_timeline(window)
         self._hand_out(window)
         return window
+
+    def _referred(self) -> Mapping[str, UnitStats]:
+        """What the reference batches show now."""
+        if not self._reference or not self._sites:
+            return {}
+        try:
+            return self._live.look_at(self._reference)
+        except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+            self._warn(f"the reference batches could not be run ({type(error).__name__}: {error}); they are left out.")
+            self._reference = []
+            return {}
 
     def _note_timeline(self, window: Window) -> None:
         rows = window.diagnosis.sites.merge(window.sites, on="site_id", how="left")

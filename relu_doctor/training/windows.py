@@ -13,7 +13,9 @@ from relu_doctor.diagnose.diagnosis import Diagnosis
 SITE_COLUMNS = (
     "deaths", "revivals", "update_ratio", "weight_norm", "dormant_overlap", "effective_rank",
 )  # fmt: skip
-UNIT_COLUMNS = ("onset", "onset_step", "onset_confidence", "silent_since", "silent_inputs")
+UNIT_COLUMNS = (
+    "onset", "onset_step", "onset_confidence", "silent_since", "silent_inputs", "reference_inputs", "reference_fired",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,10 @@ class Window:
         diagnosis: of what was observed in it, and of the evidence carried on to it.
         sites: one row per site, in forward order: ``site_id`` and ``SITE_COLUMNS``; NaN where a number was not had.
         units: one row per unit, in the order of ``diagnosis.units``: ``site_id``, ``unit`` and ``UNIT_COLUMNS``.
-            ``onset`` is ``born_dead``, ``died``, ``revived`` or empty; steps are global, -1 for none.
+            ``onset`` is ``born_dead``, ``found_dead`` (the watching began later), ``died``, ``revived`` or empty; steps
+            are global, -1 for none. ``reference_inputs`` and ``reference_fired`` count the reference batches' inputs,
+            and those that fired the unit: a unit that is silent in training and fires there did not die by its
+            parameters, the data have changed.
         numbers: of the run: ``loss``, ``grad_norm``, ``lr`` (``lr/1`` … of further groups), ``observed_steps``,
             ``observed_inputs``; those that were had.
         alerts: raised since the window before.

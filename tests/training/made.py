@@ -64,6 +64,8 @@ def window_of(
                 "onset_confidence": np.where(died == "died", 0.75, np.nan),
                 "silent_since": np.where(died == "died", first + 2, -1),
                 "silent_inputs": np.where(died == "died", 96, 0),
+                "reference_inputs": 64,
+                "reference_fired": np.where(died == "died", 0, 3),
             }
         ),
         numbers={"loss": 1 / (1 + first), "lr": 0.1, "observed_inputs": 96, **(numbers or {})},

@@ -287,3 +287,43 @@ def test_a_sink_that_raises_is_told_of_once_and_training_goes_on():
         train(model, batches(40), optimizer, monitor)
     assert len([each for each in caught if each.category is MonitorWarning]) == 1
     assert monitor.windows == 4
+
+
+def test_reference_batches_tell_a_change_of_the_data_from_a_death():
+    """Units that fall silent since the inputs are shifted fire on the reference; a planted death is silent there too."""
+    model = perceptron()
+    optimizer = sgd(model, lr=1e-4)
+    reference = [x for x, _ in batches(20)]
+    shifted = [(x - 8 * torch.eye(16)[0] * model[0].weight[3, 0].sign(), y) for x, y in batches(400)]
+
+    def plant(step: int) -> None:
+        if step == 1:
+            with torch.no_grad():
+                model[0].weight[3] = 0
+                model[0].weight[3, 0] = 1 if shifted[0][0][:, 0].mean() < 0 else -1
+                model[0].bias[3], model[0].bias[4] = 0, -100
+
+    before = [buffer.clone() for buffer in model.parameters()]
+    monitor = Monitor(model, optimizer=optimizer, every=2, window=200, reference=reference)
+    train(model, shifted, optimizer, monitor, plant)
+    assert not any(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    units = monitor.units.query("site == '1'").set_index("unit")
+    assert units.loc[3, "status"] == "dead"
+    assert units.loc[3, "reference_fired"] > 0
+    assert units.loc[4, "status"] == "dead"
+    assert units.loc[4, "reference_fired"] == 0
+    assert units["reference_inputs"].unique().tolist() == [320]
+
+
+def test_a_run_that_is_monitored_keeps_its_history(tmp_path):
+    """Every window is in the directory, and the command's reader gives the last diagnosis."""
+    from relu_doctor import History
+
+    model = perceptron()
+    optimizer = sgd(model)
+    monitor = Monitor(model, optimizer=optimizer, every=5, window=20, history=tmp_path / "run")
+    train(model, batches(60), optimizer, monitor)
+    reader = History.read(tmp_path / "run")
+    assert reader.windows["last_step"].tolist() == [20, 40, 60]
+    assert reader.latest.summary == monitor.diagnosis.summary
+    assert reader.units()["onset"].tolist() == monitor.units["onset"].tolist()
