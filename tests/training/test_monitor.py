@@ -290,7 +290,7 @@ def test_a_sink_that_raises_is_told_of_once_and_training_goes_on():
 
 
 def test_reference_batches_tell_a_change_of_the_data_from_a_death():
-    """Units that fall silent since the inputs are shifted fire on the reference; a planted death is silent there too."""
+    """Units that are silent since the inputs moved fire on the reference; a planted death is silent there too."""
     model = perceptron()
     optimizer = sgd(model, lr=1e-4)
     reference = [x for x, _ in batches(20)]
