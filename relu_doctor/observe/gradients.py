@@ -7,8 +7,9 @@ nothing back: a gradient that is not 0 proves that a unit fired, one that is 0 i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,20 +146,25 @@ class GradientWatch:
         return True
 
 
-def before_steps(optimizers: Iterable[Optimizer], call: Callable[[], None]) -> list[RemovableHandle]:
-    """Call a function before each step of some optimizers, when the gradients are there."""
+def before_steps(optimizers: Iterable[Optimizer], call: Callable[[bool], None]) -> list[RemovableHandle]:
+    """Call a function before each step of some optimizers.
 
-    def hook(optimizer: Optimizer, args: object, kwargs: object) -> None:
-        call()
+    Args:
+        optimizers: whose steps.
+        call: is told whether the gradients are there, or a closure is going to make them within the step.
+    """
+
+    def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        call(not _has_closure(args, kwargs))
 
     return [optimizer.register_step_pre_hook(hook) for optimizer in optimizers]
 
 
-def after_steps(optimizers: Iterable[Optimizer], call: Callable[[], None]) -> list[RemovableHandle]:
-    """Call a function after each step of some optimizers."""
+def after_steps(optimizers: Iterable[Optimizer], call: Callable[[bool], None]) -> list[RemovableHandle]:
+    """Call a function after each step of some optimizers; it is told what :func:`before_steps` tells."""
 
-    def hook(optimizer: Optimizer, args: object, kwargs: object) -> None:
-        call()
+    def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        call(not _has_closure(args, kwargs))
 
     return [optimizer.register_step_post_hook(hook) for optimizer in optimizers]
 
@@ -179,3 +185,15 @@ def _gradient(each: _Followed) -> Tensor | None:
         gradient = gradient.flatten(1)
         gradient = gradient[:, 0] if gradient.shape[1] == 1 else gradient.abs().amax(1)
     return gradient if each.rows is None else gradient[each.rows]
+
+
+def own_optimizer(optimizer: object) -> Optimizer | None:
+    """The optimizer that makes the steps, behind those of Accelerate and Lightning; ``None`` for what is none."""
+    while not hasattr(optimizer, "_optimizer_step_pre_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer if isinstance(optimizer, Optimizer) else None
+
+
+def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a step was given a closure; the optimizer itself comes first."""
+    return kwargs.get("closure") is not None or any(arg is not None for arg in args[1:2])

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from relu_doctor.observe.forwards.calls import UnknownCallError
 from relu_doctor.observe.forwards.lenient import LiveForward
@@ -24,6 +23,7 @@ from relu_doctor.observe.inputs.census import digests
 from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
 from relu_doctor.observe.inputs.feeding import Feeder, map_tensors, mask_in, moved
 from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, rehearse
+from relu_doctor.observe.models.compilation import compiled_around, compiled_calls, is_compiled
 from relu_doctor.observe.models.guard import preserved
 from relu_doctor.observe.models.wrappers import behind_wrappers
 from relu_doctor.observe.probe import Probe
@@ -76,15 +76,45 @@ class LiveProbe:
         self._digests: list[int] | None = None
         self._told: list[tuple[list[int] | None, int]] = []
         self._inputs = 0  # of the forward that is running
-        self._handles: list[RemovableHandle] = []
+        self._root = self.model  # whose forwards they are
+        self._called = model  # whose call is the forward: a compiled wrapper's is not that of the module inside
+        self._knows_compiled = False
+        self._undo: list[Callable[[], object]] = []
 
     def __enter__(self) -> Self:
         self.probe.__enter__()
-        self._handles = [
-            self.model.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.model.register_forward_hook(self._after, prepend=True, always_call=True),
-        ]
+        self._attach()
         return self
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether forwards that are observed are made apart, since the run's own are compiled in part or as a whole."""
+        return any(is_compiled(module) for module in (self._called, *self.model.modules()))
+
+    def find_compiled(self) -> bool:
+        """Look for what calls the model, where it was compiled after it was attached to; true where that was found."""
+        found = compiled_around(self.model)
+        if found is None or self._knows_compiled:
+            return False
+        self._detach()
+        self._called = found
+        self._attach()
+        return True
+
+    def _attach(self) -> None:
+        self._knows_compiled = is_compiled(self._called)
+        if self._called is self.model and is_compiled(self.model):
+            self._undo.append(compiled_calls(self.model, self._before))
+        elif is_compiled(self._called):
+            self._undo.append(self._called.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+        else:
+            before = self.model.register_forward_pre_hook(self._before, with_kwargs=True)
+            after = self.model.register_forward_hook(self._after, prepend=True, always_call=True)
+            self._undo += [before.remove, after.remove]
+
+    def _detach(self) -> None:
+        while self._undo:
+            self._undo.pop()()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -92,8 +122,7 @@ class LiveProbe:
     def close(self) -> None:
         """Remove every hook and mode. Safe to call twice."""
         self.drop()
-        while self._handles:
-            self._handles.pop().remove()
+        self._detach()
         self.probe.close()
 
     def take_digests(self) -> list[tuple[list[int] | None, int]]:
@@ -157,6 +186,9 @@ class LiveProbe:
         if not self._wants():
             return
         with self._noting_failures("observing"):
+            if self.is_apart:
+                self._observe_apart((args, kwargs))
+                return
             if self._unknown or PHASE not in self.probe.known.phases:
                 self._learn(args, kwargs)
             counting = self._counting or BY_ROWS
@@ -194,6 +226,24 @@ class LiveProbe:
             rehearsed=rehearsed,
         )
 
+    def _observe_apart(self, inputs: Inputs) -> None:
+        """Make the same forward with the original modules, without gradients and without a trace, and observe it."""
+        if self._counting is None:
+            self._learn(*inputs)
+        counting = self._counting or BY_ROWS
+        number = counting.num_inputs(inputs)
+
+        def run(given: Inputs = inputs) -> object:
+            copied = map_tensors(given, lambda tensor: tensor.detach().clone())
+            with torch._C._EnableTorchFunction():
+                return self._root.forward(*copied[0], **copied[1])
+
+        contexts = undisturbed(self.model), preserved(self.model)
+        with alone(self.model), firmly(*contexts), torch.no_grad():
+            self.probe.observe(run, self._reading(inputs, counting), phase=PHASE)
+        self._told.append((digests(inputs, number, counting), number or 1))
+        self.num_inputs += number or 1
+
     def _learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Find out what the calls of a forward on these inputs are, and how its inputs are counted."""
         modes = {module: module.training for module in self.model.modules()}
@@ -202,7 +252,7 @@ class LiveProbe:
             torch.manual_seed(_SEED)
             given, named = map_tensors(inputs, lambda tensor: tensor.detach().clone())
             with torch._C._EnableTorchFunction():
-                return self.model.forward(*given, **named)
+                return self._root.forward(*given, **named)
 
         def prepare(counting: Counting) -> Rehearsal | None:
             return rehearse((args, kwargs), counting.num_inputs((args, kwargs)), mask_in(kwargs), counting)

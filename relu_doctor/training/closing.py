@@ -114,7 +114,7 @@ class Closer:
                 }
             )
             of_units.append(self._units(site.site_id, lives, rows, table.coverage, seen.reference.get(site.site_id)))
-        per_site = pd.DataFrame(of_sites).reindex(columns=["site_id", *SITE_COLUMNS])
+        per_site = pd.DataFrame(of_sites).reindex(columns=["site_id", *SITE_COLUMNS]).astype({"site_id": object})
         columns = ["site_id", "unit", *UNIT_COLUMNS]
         per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
         return diagnosis, per_site, per_unit

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from relu_doctor.config import Config, load_config
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.errors import ConfigError, MonitorError, MonitorWarning
-from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps
+from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps, own_optimizer
 from relu_doctor.observe.live import PHASE, LiveProbe
 from relu_doctor.observe.rectifiers.custom import Custom
 from relu_doctor.observe.sites import ActivationSite
@@ -220,12 +220,15 @@ class Monitor:
             self._observed.append((self._live.num_inputs, self._schedule.current))
         return wanted
 
-    def _before_update(self) -> None:
-        self._read_gradients()
+    def _before_update(self, has_gradients: bool) -> None:
+        if has_gradients:
+            self._read_gradients()
         if self._meter is not None and not self._ratios:
             self._meter.before()
 
-    def _after_update(self) -> None:
+    def _after_update(self, had_gradients: bool) -> None:
+        if not had_gradients:  # a closure made them
+            self._read_gradients()
         if self._meter is not None and self._meter.is_open:
             self._ratios = self._meter.after()
 
@@ -332,10 +335,15 @@ class Monitor:
     def _check_forwards(self) -> None:
         forwards, self._seen_forwards = self._live.num_forwards - self._seen_forwards, self._live.num_forwards
         if forwards or self._schedule.step - self._schedule.start > 1:
-            if not self._live.num_forwards:
+            if not self._live.num_forwards and not self._live.find_compiled():
                 self._warn(
                     "no forward of the model was seen: its module is called by another name, under no_grad, or inside "
-                    "code that was compiled after the monitor was attached; give the monitor the module that is called."
+                    "a function that is compiled as a whole; give the monitor the module that is called."
+                )
+            if self._live.num_inputs and not self._live.probe.known.num_sites:
+                self._warn(
+                    f"no rectifier was applied in {type(self.model).__name__}: there is nothing to watch; name your "
+                    "own activation class with rectifiers=[MyReLU]."
                 )
             for kind, message in self._live.failures.items():
                 self._warn(f"{kind}: {message}; these forwards were not observed, the training is as it was.", key=kind)
@@ -350,13 +358,15 @@ class Monitor:
 
 
 def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
-    found: Sequence[object] = (
-        (optimizer,) if isinstance(optimizer, Optimizer) else () if optimizer is None else tuple(optimizer)
-    )
-    for each in found:
-        if not isinstance(each, Optimizer):
+    one = own_optimizer(optimizer)
+    given: Sequence[object] = (one,) if one is not None else () if optimizer is None else tuple(optimizer)  # type: ignore[arg-type]  # several
+    found = []
+    for each in given:
+        behind = own_optimizer(each)
+        if behind is None:
             raise ConfigError(f"optimizer= expects a torch.optim.Optimizer or several, found {type(each).__name__}.")
-    return tuple(each for each in found if isinstance(each, Optimizer))
+        found.append(behind)
+    return tuple(found)
 
 
 def _count(name: str, value: object, least: int = 1) -> int:

@@ -327,3 +327,62 @@ def test_a_run_that_is_monitored_keeps_its_history(tmp_path):
     assert reader.windows["last_step"].tolist() == [20, 40, 60]
     assert reader.latest.summary == monitor.diagnosis.summary
     assert reader.units()["onset"].tolist() == monitor.units["onset"].tolist()
+
+
+class Wrapped(nn.Module):
+    """A model of the user's own, whose frame is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = perceptron()
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def compiled_run(kind, monitored):
+    """Train a model that is compiled in one way or another; its losses, the graphs, and the monitor."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, graphs = Wrapped(), []
+
+    def backend(graph, examples):
+        graphs.append([node.name for node in graph.graph.nodes])
+        return graph
+
+    monitor, called, optimizer = None, model, sgd(model)
+    if kind == "given":
+        called = torch.compile(model, backend=backend)
+    elif kind == "in place":
+        model.compile(backend=backend)
+    elif kind == "a part of it":
+        model.layers = torch.compile(model.layers, backend=backend)
+    if monitored:
+        monitor = Monitor(called, optimizer=optimizer, every=5, window=20)
+    if kind == "afterwards":
+        called = torch.compile(model, backend=backend, fullgraph=True)
+    elif kind == "in place afterwards":
+        model.compile(backend=backend)
+    return train(called, batches(40), optimizer, monitor).losses, graphs, monitor
+
+
+@pytest.mark.parametrize("kind", ["given", "in place", "a part of it", "afterwards", "in place afterwards"])
+def test_compiled_models_are_followed_and_stay_compiled(kind):
+    """The run computes what it would, by the same graphs, and the units are seen."""
+    losses, graphs, _ = compiled_run(kind, monitored=False)
+    same_losses, same_graphs, monitor = compiled_run(kind, monitored=True)
+    assert same_losses == losses
+    assert [len(graph) for graph in same_graphs[: len(graphs)]] == [len(graph) for graph in graphs]
+    assert monitor.units["inputs"].min() > 0
+    assert monitor._watch.last_fired.max() == 40
+
+
+def test_a_model_without_rectifiers_is_told():
+    """There is nothing to watch, which is an answer and said once; training goes on."""
+    model = nn.Sequential(nn.Linear(16, 4))
+    optimizer = sgd(model)
+    monitor = Monitor(model, optimizer=optimizer, window=10)
+    with pytest.warns(MonitorWarning, match="no rectifier was applied in Sequential"):
+        run = train(model, batches(20), optimizer, monitor)
+    assert len(run.losses) == 20
+    assert len(monitor.units) == 0
