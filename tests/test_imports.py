@@ -38,11 +38,15 @@ OBSERVE = (
     "assembling",
     "probe",
     "live",
+    "instep",
+    "parts",
     "gradients",
 )
 REGISTERS = {
     "observe/probe.py",
     "observe/live.py",
+    "observe/instep.py",
+    "observe/parts.py",
     "observe/gradients.py",
     *(f"observe/forwards/{name}.py" for name in ("dispatch", "paths", "watching")),
 }

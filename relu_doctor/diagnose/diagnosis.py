@@ -151,6 +151,19 @@ class Diagnosis:
                 return severity
         return Severity.HEALTHY
 
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for any experiment tracker, under names that stay the same.
+
+        ``relu_doctor/`` and ``dead_fraction``, ``unproven_fraction``, ``silent_fraction`` (both together),
+        ``rare_fraction``, ``dormant_fraction``, ``saturated_fraction``, ``dead`` and ``num_units`` are of the units
+        that can die; ``non_finite_fraction`` and ``unobserved_fraction`` of all. ``relu_doctor_sites/<site>/`` has
+        ``dead_fraction`` and ``silent_fraction`` of the 12 sites that have lost most. A fraction is NaN where nothing
+        is known of the units.
+        """
+        from relu_doctor.reports.scalars import flat_scalars
+
+        return flat_scalars(self)
+
     def mask(self, status: str | Status) -> dict[str, Tensor]:
         """Site name to a bool tensor (units,): which of its units have a status.
 

@@ -102,6 +102,17 @@ class GradientWatch:
             if span is not None and span.stop - span.start == each.stop - each.start:
                 self.last_fired[each.start : each.stop] = other.last_fired[span]
 
+    def heard(self) -> dict[str, Tensor]:
+        """Per ``site_id``, when each unit had a gradient last: int64 (units,), on the CPU."""
+        return {each.site_id: self.last_fired[each.start : each.stop].to("cpu", copy=True) for each in self._followed}
+
+    def remember(self, heard: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`heard` told in another process."""
+        for each in self._followed:
+            last = heard.get(each.site_id)
+            if last is not None and len(last) == each.stop - each.start:
+                self.last_fired[each.start : each.stop] = last.to(self.last_fired.device)
+
     def span(self, site_id: str) -> slice | None:
         """Where the units of a site stand in :attr:`last_fired`; ``None`` for one that is not followed."""
         for each in self._followed:

@@ -21,10 +21,11 @@ from relu_doctor.observe.forwards.registry import Reading
 from relu_doctor.observe.forwards.surroundings import alone, firmly, undisturbed
 from relu_doctor.observe.inputs.census import digests
 from relu_doctor.observe.inputs.counting import BY_ROWS, Counting
-from relu_doctor.observe.inputs.feeding import Feeder, map_tensors, mask_in, moved
+from relu_doctor.observe.inputs.feeding import Feeder, map_tensors, mask_in, moved, tensors_in
 from relu_doctor.observe.inputs.rehearsal import Inputs, Rehearsal, rehearse
 from relu_doctor.observe.models.compilation import compiled_around, compiled_calls, is_compiled
 from relu_doctor.observe.models.guard import preserved
+from relu_doctor.observe.models.hooks import Hook
 from relu_doctor.observe.models.wrappers import behind_wrappers
 from relu_doctor.observe.probe import Probe
 from relu_doctor.observe.rectifiers.custom import Custom
@@ -33,6 +34,7 @@ from relu_doctor.terms import Statistics
 
 PHASE = "train"
 _OWN = "reference"  # phase of the forwards on batches of our own
+_WRITTEN = "a forward that writes to its inputs took a way that was not known: such ones were not observed"
 _SEED = 0  # of the forwards that are compared with each other: dropout must drop the same
 
 
@@ -52,6 +54,7 @@ class LiveProbe:
         num_inputs: inputs of those that were observed.
         failures: what went wrong in looking, by kind; nothing of it reached the training.
         paused: no forward counts.
+        wishes: calls were met that are not known, and that no process finds out alone.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class LiveProbe:
         self.num_inputs = 0
         self.failures: dict[str, str] = {}
         self.paused = 0
+        self.wishes = False
         self._wants = wants
         self._counting: Counting | None = None
         self._unknown = False
@@ -76,6 +80,7 @@ class LiveProbe:
         self._digests: list[int] | None = None
         self._told: list[tuple[list[int] | None, int]] = []
         self._inputs = 0  # of the forward that is running
+        self._given: tuple[Inputs, list[int]] | None = None  # and the versions of its tensors
         self._root = self.model  # whose forwards they are
         self._called = model  # whose call is the forward: a compiled wrapper's is not that of the module inside
         self._knows_compiled = False
@@ -106,10 +111,10 @@ class LiveProbe:
         if self._called is self.model and is_compiled(self.model):
             self._undo.append(compiled_calls(self.model, self._before))
         elif is_compiled(self._called):
-            self._undo.append(self._called.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            self._undo.append(self._called.register_forward_pre_hook(Hook(self._before), with_kwargs=True).remove)
         else:
-            before = self.model.register_forward_pre_hook(self._before, with_kwargs=True)
-            after = self.model.register_forward_hook(self._after, prepend=True, always_call=True)
+            before = self.model.register_forward_pre_hook(Hook(self._before), with_kwargs=True)
+            after = self.model.register_forward_hook(Hook(self._after), prepend=True, always_call=True)
             self._undo += [before.remove, after.remove]
 
     def _detach(self) -> None:
@@ -166,8 +171,7 @@ class LiveProbe:
         reading = replace(self._reading(inputs, counting), mask=mask, first_ordinal=first_ordinal)
 
         def run(given: Inputs = inputs) -> object:
-            with torch._C._EnableTorchFunction():
-                return self.model.forward(*given[0], **given[1])
+            return self._perform(self.model, given)
 
         def prepare() -> Rehearsal | None:
             return rehearse(inputs, reading.num_inputs, mask, counting)
@@ -194,6 +198,7 @@ class LiveProbe:
             counting = self._counting or BY_ROWS
             self._inputs = counting.num_inputs((args, kwargs)) or 1
             self._digests = digests((args, kwargs), counting.num_inputs((args, kwargs)), counting)
+            self._given = (args, kwargs), _versions((args, kwargs))
             self._running = self.probe.follow(self._reading((args, kwargs), counting), PHASE)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -201,6 +206,7 @@ class LiveProbe:
             return
         with self._noting_failures("observing"):
             running, self._running = self._running, None
+            given, self._given = self._given, None
             error = running.end()
             self._unknown = isinstance(error, UnknownCallError)
             if error is None:
@@ -208,6 +214,22 @@ class LiveProbe:
                 self._told.append((self._digests, self._inputs))
             elif not self._unknown:
                 raise error
+            elif given is not None and _versions(given[0]) != given[1]:
+                self.probe.known.note(_WRITTEN)
+            elif given is not None and output is not None:
+                self._recover(given[0])
+
+    def _recover(self, inputs: Inputs) -> None:
+        """Find out what the calls of a forward were that were not known, and observe it again: it counts as well."""
+        self._learn(*inputs)
+        self._observe_again(inputs)
+        self._told.append((self._digests, self._inputs))
+        self.num_inputs += self._inputs
+
+    def _perform(self, module: nn.Module, inputs: Inputs) -> object:
+        """A forward of our own."""
+        with torch._C._EnableTorchFunction():
+            return module.forward(*inputs[0], **inputs[1])
 
     @contextmanager
     def _noting_failures(self, what: str) -> Iterator[None]:
@@ -232,17 +254,17 @@ class LiveProbe:
             self._learn(*inputs)
         counting = self._counting or BY_ROWS
         number = counting.num_inputs(inputs)
+        self._observe_again(inputs)
+        self._told.append((digests(inputs, number, counting), number or 1))
+        self.num_inputs += number or 1
 
+    def _observe_again(self, inputs: Inputs) -> None:
         def run(given: Inputs = inputs) -> object:
-            copied = map_tensors(given, lambda tensor: tensor.detach().clone())
-            with torch._C._EnableTorchFunction():
-                return self._root.forward(*copied[0], **copied[1])
+            return self._perform(self._root, map_tensors(given, lambda tensor: tensor.detach().clone()))
 
         contexts = undisturbed(self.model), preserved(self.model)
         with alone(self.model), firmly(*contexts), torch.no_grad():
-            self.probe.observe(run, self._reading(inputs, counting), phase=PHASE)
-        self._told.append((digests(inputs, number, counting), number or 1))
-        self.num_inputs += number or 1
+            self.probe.observe(run, self._reading(inputs, self._counting or BY_ROWS), phase=PHASE)
 
     def _learn(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Find out what the calls of a forward on these inputs are, and how its inputs are counted."""
@@ -250,9 +272,7 @@ class LiveProbe:
 
         def run(inputs: Inputs = (args, kwargs)) -> object:
             torch.manual_seed(_SEED)
-            given, named = map_tensors(inputs, lambda tensor: tensor.detach().clone())
-            with torch._C._EnableTorchFunction():
-                return self._root.forward(*given, **named)
+            return self._perform(self._root, map_tensors(inputs, lambda tensor: tensor.detach().clone()))
 
         def prepare(counting: Counting) -> Rehearsal | None:
             return rehearse((args, kwargs), counting.num_inputs((args, kwargs)), mask_in(kwargs), counting)
@@ -270,3 +290,8 @@ class LiveProbe:
                     module.training = training
             self.probe.learn(run, self._reading((args, kwargs), self._counting, rehearsed=True), phase=PHASE)
         self._unknown = False
+
+
+def _versions(inputs: Inputs) -> list[int]:
+    """They change where a forward writes to its inputs."""
+    return [tensor._version for tensor in tensors_in(inputs) if not tensor.is_inference()]

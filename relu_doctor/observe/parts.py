@@ -15,7 +15,9 @@ from torch import nn
 
 from relu_doctor.observe.inputs.counting import Counting
 from relu_doctor.observe.inputs.feeding import tensors_in
+from relu_doctor.observe.inputs.rehearsal import Inputs
 from relu_doctor.observe.live import LiveProbe
+from relu_doctor.observe.models.hooks import Hook
 from relu_doctor.observe.rectifiers.kinds import rectifies
 
 
@@ -37,13 +39,12 @@ class PartsProbe(LiveProbe):
     def _attach(self) -> None:
         self._parts: dict[nn.Module, _Part] = {}
         self._within: nn.Module | None = None
+        self._entering = False
         for name, module in self.model.named_modules():
             if next(module.parameters(), None) is not None:
-                before = module.register_forward_pre_hook(self._before_part, with_kwargs=True)
-                after = module.register_forward_hook(self._after_part, prepend=True, always_call=True)
-                self._undo += [before.remove, after.remove]
+                self._undo.append(module.register_forward_pre_hook(Hook(self._before_part), with_kwargs=True).remove)
             elif rectifies(module):
-                self._undo.append(module.register_forward_pre_hook(self._between(name)).remove)
+                self._undo.append(module.register_forward_pre_hook(Hook(self._between(name))).remove)
 
     def find_compiled(self) -> bool:
         """Not looked for: no single call is the forward."""
@@ -55,12 +56,23 @@ class PartsProbe(LiveProbe):
         self._within = None
 
     def _before_part(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        in_backward = torch._C._current_graph_task_id() != -1
-        if torch.compiler.is_compiling() or in_backward or self._within is not None:
+        if torch.compiler.is_compiling() or self._entering or self._within is not None:
             return
-        part = self._parts.setdefault(module, _Part())
+        if torch._C._current_graph_task_id() != -1:  # a checkpoint computes it again
+            return
+        if _is_redirected(module):
+            return
+        part = self._parts.get(module)
+        if part is None:
+            part = self._parts[module] = _Part()
+            after = module.register_forward_hook(Hook(self._after_part), prepend=True, always_call=True)
+            self._undo.append(after.remove)  # a module that is only called within others needs none
         self._root, self._counting, self._unknown = module, part.counting, part.unknown
-        self._before(module, args, kwargs)
+        self._entering = True  # what a forward's calls are is found out by calling the module
+        try:
+            self._before(module, args, kwargs)
+        finally:
+            self._entering = False
         part.counting, part.unknown = self._counting, self._unknown
         self._within = module  # whether it is observed or not
         if any(tensor.requires_grad for tensor in tensors_in((args, kwargs))):
@@ -73,13 +85,26 @@ class PartsProbe(LiveProbe):
         self._after(module, args, output)
         self._parts[module].unknown = self._unknown
 
+    def _recover(self, inputs: Inputs) -> None:
+        self._entering = True
+        try:
+            super()._recover(inputs)
+        finally:
+            self._entering = False
+
     def _between(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            counts = torch.is_grad_enabled() and not self.paused and torch._C._current_graph_task_id() == -1
-            if not torch.compiler.is_compiling() and self._within is None and counts:
+            if torch.compiler.is_compiling() or self._entering or self._within is not None or self.paused:
+                return
+            if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
                 self.probe.known.note(
                     f"{name} is called between modules, where what feeds it is not seen: it was not observed; call it "
                     "within a module's forward"
                 )
 
         return hook
+
+
+def _is_redirected(module: nn.Module) -> bool:
+    """Whether a call leads to another method: Lightning's wrappers reach ``training_step`` in the place of forward."""
+    return getattr(vars(module).get("forward"), "__qualname__", "").startswith("_ForwardRedirection.")

@@ -12,6 +12,7 @@ import pandas as pd
 from relu_doctor.errors import OutputError
 from relu_doctor.numerals import plural
 from relu_doctor.reports.coverage import coverage_line, coverage_remarks
+from relu_doctor.reports.scalars import ALL, UNKNOWN, fractions, share_of, site_tags
 from relu_doctor.reports.verdict import verdict
 from relu_doctor.reports.words import plain_name, ranges
 from relu_doctor.terms import Status
@@ -21,12 +22,8 @@ if TYPE_CHECKING:
 
     from relu_doctor.diagnose.diagnosis import Diagnosis
 
-_ALL = "relu_doctor"
-_SITES = "relu_doctor_sites"
-_UNKNOWN = (Status.UNOBSERVED.value, Status.NON_FINITE.value)
 _EDGES = np.linspace(0, 1, 41)  # of the histograms of firing rates
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#+!|~&-]")
-_TAG = re.compile(r"[^\w.#()-]+")
 _MAX_FINDINGS = 50
 
 
@@ -104,18 +101,16 @@ class TensorBoardSink:
         mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
         units = diagnosis.units
         own = units[units["site_id"].isin(mortal)]
-        non_finite = {"non_finite_fraction": _share_of(units, Status.NON_FINITE)}
-        _scalars(writer, _ALL, {**_fractions(own), **non_finite}, step)
-        _histogram(writer, _ALL, own, step)
-        tags = _site_tags(diagnosis)
+        non_finite = {"non_finite_fraction": share_of(units, Status.NON_FINITE)}
+        _scalars(writer, ALL, {**fractions(own), **non_finite}, step)
+        _histogram(writer, ALL, own, step)
+        tags = site_tags(diagnosis)
         for site_id, rows in units.groupby("site_id", sort=False):
-            non_finite = {"non_finite_fraction": _share_of(rows, Status.NON_FINITE)}
-            _scalars(
-                writer, tags[str(site_id)], {**(_fractions(rows) if site_id in mortal else {}), **non_finite}, step
-            )
+            non_finite = {"non_finite_fraction": share_of(rows, Status.NON_FINITE)}
+            _scalars(writer, tags[str(site_id)], {**(fractions(rows) if site_id in mortal else {}), **non_finite}, step)
             _histogram(writer, tags[str(site_id)], rows, step)
-        writer.add_text(f"{_ALL}/verdict", verdict_markdown(diagnosis), step)
-        writer.add_text(f"{_ALL}/findings", findings_markdown(diagnosis), step)
+        writer.add_text(f"{ALL}/verdict", verdict_markdown(diagnosis), step)
+        writer.add_text(f"{ALL}/findings", findings_markdown(diagnosis), step)
 
 
 def verdict_markdown(diagnosis: Diagnosis) -> str:
@@ -147,31 +142,6 @@ def _escape(text: str) -> str:
     return _MARKDOWN.sub(lambda found: f"&#{ord(found.group())};", plain_name(text))
 
 
-def _site_tags(diagnosis: Diagnosis) -> dict[str, str]:
-    """A tag per ``site_id``: the site's name as it is where that can be, and never one tag for two sites."""
-    tags: dict[str, str] = {}
-    for site in diagnosis.table.sites:
-        tag = f"{_SITES}/{_TAG.sub('_', plain_name(site.name))[:200] or '_'}"
-        if tag in tags.values():
-            tag = f"{tag}_{_TAG.sub('_', site.site_id)}"
-        while tag in tags.values():
-            tag += "_"
-        tags[site.site_id] = tag
-    return tags
-
-
-def _fractions(rows: pd.DataFrame) -> dict[str, float]:
-    """Of all units; NaN where of none is known whether it fired."""
-    if bool(rows["status"].isin(_UNKNOWN).all()):
-        return {"dead_fraction": float("nan"), "silent_fraction": float("nan")}
-    dead = _share_of(rows, Status.DEAD)
-    return {"dead_fraction": dead, "silent_fraction": dead + _share_of(rows, Status.UNPROVEN)}
-
-
-def _share_of(rows: pd.DataFrame, status: Status) -> float:
-    return float((rows["status"] == status.value).mean()) if len(rows) else 0.0
-
-
 def _scalars(writer: SummaryWriter, tag: str, values: dict[str, float], step: int) -> None:
     add: Any = writer.add_scalar
     for name, value in values.items():
@@ -179,7 +149,7 @@ def _scalars(writer: SummaryWriter, tag: str, values: dict[str, float], step: in
 
 
 def _histogram(writer: SummaryWriter, tag: str, rows: pd.DataFrame, step: int) -> None:
-    rates = rows.loc[~rows["status"].isin(_UNKNOWN), "firing_rate"].to_numpy(float)
+    rates = rows.loc[~rows["status"].isin(UNKNOWN), "firing_rate"].to_numpy(float)
     rates = rates[np.isfinite(rates)]
     if len(rates):
         add: Any = writer.add_histogram

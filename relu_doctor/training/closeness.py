@@ -66,7 +66,7 @@ class CloseLook:
             num_inputs: the ordinal of the next input.
             learning_rates: as they are.
         """
-        self.since = None
+        since, self.since = self.since, None
         waves = []
         for site in sites:
             span, here = watch.span(site.site_id), stats.get(site.site_id)
@@ -75,6 +75,7 @@ class CloseLook:
                 continue
             before = watch.last_fired[span].cpu()
             silent = (here.last_fired.cpu() < self._first_ordinal) & (before >= 0)
+            silent &= before <= (since or 0)  # others of several processes may have seen it fire
             updates, counts = torch.unique(before[silent], return_counts=True)
             if len(updates):
                 most = int(counts.argmax())

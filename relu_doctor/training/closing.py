@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,49 +13,15 @@ from torch import Tensor, nn
 from relu_doctor.config import Config
 from relu_doctor.diagnose.diagnosis import Diagnosis, diagnose
 from relu_doctor.diagnose.table import Coverage, UnitTable, tabulate
-from relu_doctor.observe.gradients import GradientWatch
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.terms import Status
 from relu_doctor.training.evidence import Carrier, Evidence, Sightings
-from relu_doctor.training.lives import NEVER, Lives, SiteLives
+from relu_doctor.training.lives import Lives, SiteLives
+from relu_doctor.training.seen import Seen
 from relu_doctor.training.windows import SITE_COLUMNS, UNIT_COLUMNS
 
 _DORMANT = 0.025  # of the site's mean output: Sokar et al. 2023, where a profile sets no other
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """What was seen in a window.
-
-    Attributes:
-        index: of the window.
-        first_step: of it.
-        stats: per ``site_id``; ``last_fired`` holds ordinals of inputs.
-        ordinals: int64 (steps,), the first ordinal of each step that was observed.
-        steps: int64 (steps,), those steps, ascending.
-        num_inputs: observed.
-        notes: remarks for the report.
-        ratios: per ``site_id``, float (units,): update-to-weight ratios of one step.
-        reference: per ``site_id``, what the reference batches showed, where there are any.
-    """
-
-    index: int
-    first_step: int
-    stats: Mapping[str, UnitStats]
-    ordinals: Tensor
-    steps: Tensor
-    num_inputs: int
-    notes: tuple[str, ...]
-    ratios: Mapping[str, Tensor]
-    reference: Mapping[str, UnitStats]
-
-    def steps_of(self, ordinals: Tensor) -> Tensor:
-        """The steps at which inputs were seen: int64, -1 where there was none."""
-        if not len(self.steps):
-            return torch.full_like(ordinals, NEVER)
-        place = torch.searchsorted(self.ordinals, ordinals, right=True) - 1
-        return torch.where(ordinals >= 0, self.steps[place.clamp_min(0)], NEVER)
 
 
 class Closer:
@@ -76,20 +42,19 @@ class Closer:
         self._from_start = from_start
         self._dormant: dict[str, Tensor] = {}
 
-    def close(
-        self, seen: Seen, sites: Sequence[ActivationSite], watch: GradientWatch | None
-    ) -> tuple[Diagnosis, pd.DataFrame, pd.DataFrame]:
+    def close(self, seen: Seen, sites: Sequence[ActivationSite]) -> tuple[Diagnosis, pd.DataFrame, pd.DataFrame]:
         """Judge a window.
 
         Args:
             seen: what was seen in it.
             sites: known so far.
-            watch: of the gradients, where there is one.
 
         Returns:
             The diagnosis, and the rows per site and per unit that a :class:`~relu_doctor.training.windows.Window` has.
         """
-        stats = {site.site_id: self._lived(seen, site, watch) for site in sites if site.site_id in seen.stats}
+        for digests, count in seen.told:
+            self.sightings.add(digests, count, seen.index)
+        stats = {site.site_id: self._lived(seen, site) for site in sites if site.site_id in seen.stats}
         evidence = self.carrier.take_in(seen.index, stats)
         table = self._table(seen, sites, evidence)
         diagnosis = diagnose(table, self._config)
@@ -119,13 +84,12 @@ class Closer:
         per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
         return diagnosis, per_site, per_unit
 
-    def _lived(self, seen: Seen, site: ActivationSite, watch: GradientWatch | None) -> UnitStats:
+    def _lived(self, seen: Seen, site: ActivationSite) -> UnitStats:
         """A site's statistics of the window; a unit that only its gradient saw fire is counted as fired once."""
-        stats = seen.stats[site.site_id].to("cpu")
+        stats, heard = seen.stats[site.site_id], seen.heard.get(site.site_id)
         lives = self.lives.of(site.site_id, site.num_units)
-        fired, span = seen.steps_of(stats.last_fired), None if watch is None else watch.span(site.site_id)
-        if watch is not None and span is not None:
-            heard = watch.last_fired[span].cpu()
+        fired = stats.last_fired
+        if heard is not None:
             between = (stats.inputs_fired == 0) & (heard >= seen.first_step) & ~torch.isin(heard, seen.steps)
             stats = replace(stats, inputs_fired=torch.where(between, stats.inputs.clamp_max(1), stats.inputs_fired))
             fired = torch.maximum(fired, heard)

@@ -114,6 +114,16 @@ class Carrier:
             self._carried[site_id] = _Carried(nothing.where(fired, merged), since)
         return judged
 
+    def carry(self, site_id: str, stats: UnitStats, since: Tensor) -> None:
+        """Take over what another carrier held of a site.
+
+        Args:
+            site_id: of the site.
+            stats: what each unit was silent on.
+            since: int64 (units,), the window in which that began.
+        """
+        self._carried[site_id] = _Carried(stats, since)
+
     def forget(self, site_id: str, units: Tensor) -> None:
         """Begin anew for some units of a site: they were treated, and what they were silent on before is no evidence.
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,16 +20,21 @@ from relu_doctor.config import Config, load_config
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.errors import ConfigError, MonitorError, MonitorWarning
 from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps, own_optimizer
+from relu_doctor.observe.instep import InStepProbe
 from relu_doctor.observe.live import PHASE, LiveProbe
+from relu_doctor.observe.parts import PartsProbe
 from relu_doctor.observe.rectifiers.custom import Custom
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.training.alerts import Alerts
 from relu_doctor.training.closeness import CloseLook
-from relu_doctor.training.closing import Closer, Seen
+from relu_doctor.training.closing import Closer
 from relu_doctor.training.history import History
 from relu_doctor.training.numbers import RunNumbers
+from relu_doctor.training.ranks import Ranks, Together, find_ranks
+from relu_doctor.training.saved import restore, state_of
 from relu_doctor.training.schedule import Schedule
+from relu_doctor.training.seen import Seen, in_steps
 from relu_doctor.training.updates import UpdateMeter
 from relu_doctor.training.windows import Alert, Window
 
@@ -56,9 +62,13 @@ class Monitor:
         config: a profile's name, a path, a mapping or a :class:`~relu_doctor.Config`.
         rectifiers: classes of your own activation modules, as for :func:`~relu_doctor.scan`.
         start_step: updates that were made before, in a run that is resumed.
+        parts: the model is never called as a whole, and a forward is the outermost call of any module of it.
+        ranks: where several processes train the model, all of them make a monitor: what they see is merged, and rank 0
+            reports, in :meth:`step` of a later step. ``"all"`` are those of DistributedDataParallel or FSDP2, and of a
+            model without either all of ``torch.distributed``; ``"alone"`` merges nothing; or a process group.
 
     Attributes:
-        diagnosis: the latest; ``None`` before the first window has closed.
+        diagnosis: the latest; ``None`` before the first window has closed, and in ranks that do not report.
         windows: how many have closed.
         alerts: all so far.
 
@@ -84,15 +94,14 @@ class Monitor:
         config: Config | Mapping[str, Any] | str | Path | None = None,
         rectifiers: Custom = (),
         start_step: int = 0,
+        parts: bool = False,
+        ranks: Any = "all",
     ) -> None:
         thresholds = load_config(config)
         self._schedule = Schedule(_count("every", every), _count("window", window), _count("start_step", start_step, 0))
-        self._live = LiveProbe(
-            model,
-            self._wants,
-            rectifiers=rectifiers,
-            unit_axis=lambda name: thresholds.for_site(name).unit_axis,
-        )
+        self._ranks: Together = find_ranks(model, ranks, window)
+        options = {"rectifiers": rectifiers, "unit_axis": lambda name: thresholds.for_site(name).unit_axis}
+        self._live = self._probe(model, options, parts=parts)
         self.model = self._live.model
         self.diagnosis: Diagnosis | None = None
         self.windows = 0
@@ -105,8 +114,10 @@ class Monitor:
         self._reference = [] if reference is None else [reference] if isinstance(reference, Tensor) else list(reference)
         self._watch: GradientWatch | None = None
         self._meter: UpdateMeter | None = None
+        self._heard: Mapping[str, torch.Tensor] = {}  # of a run that is resumed, by the gradient watch
         self._look = CloseLook()
         self._sites: list[ActivationSite] = []
+        self._known = (0, 0)  # how many sites this process has met, and which version of what all know
         self._observed: list[tuple[int, int]] = []  # first ordinal and step of what was observed in this window
         self._first_step = self._schedule.current
         self._ratios: Mapping[str, torch.Tensor] = {}
@@ -114,6 +125,7 @@ class Monitor:
         self._last: Window | None = None
         self._seen_forwards = 0
         self._warned: set[str] = set()
+        history = history if self._ranks.reports else None
         self._history = History.open(history) if isinstance(history, str | Path) else history
         self._owns_history = isinstance(history, str | Path)
         self._handles = [
@@ -131,7 +143,7 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("finished" if kind is None else kind.__name__)
+        self._close("finished" if kind is None else kind.__name__, broken=kind is not None)
 
     def __del__(self) -> None:
         if not self._closed:
@@ -146,7 +158,7 @@ class Monitor:
             grad_norm: of all gradients, where the loop has it.
 
         Returns:
-            A diagnosis when a window has closed, else ``None``.
+            A diagnosis when a window has closed, else ``None``; of several ranks, in the one that reports.
 
         Raises:
             MonitorError: the monitor is closed.
@@ -160,7 +172,10 @@ class Monitor:
         self._check_forwards()
         self._learn_sites()
         self._look_at_waves()
-        return self._close_window().diagnosis if self._schedule.advance() else None
+        if self._schedule.advance():
+            self._ranks.send(self._take_window(), self._live.probe.sites(), wishes=self._live.wishes)
+        closed = [self._judge(seen) for seen in self._ranks.arrived()]
+        return closed[-1].diagnosis if closed else None
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -171,24 +186,49 @@ class Monitor:
         finally:
             self._live.paused -= 1
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that is resumed needs to go on as if it had not stopped: plain values and tensors on the CPU.
+
+        It may be taken after :meth:`close`, and is read by ``torch.load(..., weights_only=True)``.
+        """
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` kept; before the first step.
+
+        Raises:
+            MonitorError: a step was made already, or the state is none of a monitor.
+        """
+        restore(self, state)
+
     def close(self, reason: str = "closed") -> None:
         """Leave the model and the optimizers as they were; what was seen since the last window becomes one.
 
-        Safe to call twice.
+        Of several ranks each waits for the others to close theirs. Safe to call twice.
         """
+        self._close(reason, broken=False)
+
+    def _close(self, reason: str, *, broken: bool) -> None:
         if self._closed:
             return
         self._closed = True
         try:
-            if self._observed:
-                self._close_window()
+            if broken:
+                self._ranks.leave(broken=True)
+                for seen in self._ranks.arrived():
+                    self._judge(seen)
+            for seen in self._ranks.finish(self._take_window(), self._live.probe.sites()):
+                self._judge(seen)
         finally:
+            self._ranks.leave(broken=broken)
             for handle in self._handles:
                 handle.remove()
             self._live.close()
             if self._history is not None and self._owns_history:
-                self._history.end(reason)
-                self._history.close()
+                try:
+                    self._history.end(reason)
+                finally:
+                    self._history.close()
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -214,6 +254,11 @@ class Monitor:
         """One row per window and site."""
         return pd.DataFrame(self._timeline)
 
+    def _probe(self, model: nn.Module, options: Mapping[str, Any], *, parts: bool) -> LiveProbe:
+        if isinstance(self._ranks, Ranks) and self._ranks.in_step:
+            return InStepProbe(model, self._wants, self._ranks, **options)
+        return PartsProbe(model, self._wants, **options) if parts else LiveProbe(model, self._wants, **options)
+
     def _wants(self) -> bool:
         wanted = self._schedule.wants()
         if wanted and (not self._observed or self._observed[-1][1] != self._schedule.current):
@@ -238,17 +283,21 @@ class Monitor:
 
     def _learn_sites(self) -> None:
         """Take in sites that a forward has shown for the first time."""
-        if len(self._sites) == self._live.probe.known.num_sites:
+        probe = self._live.probe
+        known = probe.known.num_sites, self._ranks.version
+        if known == self._known:
             return
-        self._sites = self._live.probe.sites()
+        self._known, self._sites = known, self._ranks.sites(probe.sites(), probe.known.names)
         before, self._watch = self._watch, GradientWatch(self.model, self._sites)
         if before is not None:
             self._watch.go_on_from(before)
+        elif self._heard:
+            self._watch.remember(self._heard)
         self._meter = UpdateMeter(self.model, self._sites) if self._optimizers else None
 
     def _look_at_waves(self) -> None:
         """Look closely where gradients show that units fell silent together; speak when that has been seen."""
-        if self._watch is None:
+        if self._watch is None or self._ranks.in_step:  # all processes must observe the same steps
             return
         if self._look.is_called_for(self._watch) and not self._schedule.is_close:
             self._schedule.look_closely()
@@ -258,48 +307,59 @@ class Monitor:
             for wave in self._look.end(
                 self._sites, stats, self._watch, self._live.num_inputs, self._numbers.learning_rates()
             ):
-                self._alerts.wave(wave, self._schedule.current)
+                if self._ranks.reports:
+                    self._alerts.wave(wave, self._schedule.current)
 
-    def _close_window(self) -> Window:
+    def _take_window(self) -> Seen:
+        """What was seen since the window before."""
         stats = self._live.probe.stats.pop(PHASE, {})
-        step = self._schedule.step
         observed, self._observed = self._observed, []
-        num_inputs = self._live.num_inputs - (observed[0][0] if observed else self._live.num_inputs)
         self._learn_sites()
-        for digests, count in self._live.take_digests():
-            self._closer.sightings.add(digests, count, self.windows)
+        ordinals = torch.tensor([ordinal for ordinal, _ in observed], dtype=torch.int64)
+        steps = torch.tensor([at for _, at in observed], dtype=torch.int64)
         seen = Seen(
             index=self.windows,
             first_step=self._first_step,
-            stats=stats,
-            ordinals=torch.tensor([ordinal for ordinal, _ in observed], dtype=torch.int64),
-            steps=torch.tensor([at for _, at in observed], dtype=torch.int64),
-            num_inputs=num_inputs,
+            last_step=self._schedule.step,
+            stats={site_id: in_steps(each, ordinals, steps) for site_id, each in stats.items()},
+            steps=steps,
+            num_inputs=self._live.num_inputs - (observed[0][0] if observed else self._live.num_inputs),
             notes=(*self._live.probe.known.notes, *self._failures()),
             ratios=self._ratios,
+            heard={} if self._watch is None else self._watch.heard(),
+            told=self._live.take_digests(),
+            numbers=self._numbers.close(),
             reference=self._referred(),
         )
-        diagnosis, sites, units = self._closer.close(seen, self._sites, self._watch)
+        self._first_step, self._ratios = self._schedule.current, {}
+        return seen
+
+    def _judge(self, seen: Seen) -> Window:
+        """Say what a window shows, of which all that belongs to it has come."""
+        self._learn_sites()
+        notes = tuple(dict.fromkeys((*seen.notes, *self._ranks.notes)))
+        seen = replace(seen, index=self.windows, notes=notes)
+        diagnosis, sites, units = self._closer.close(seen, self._sites)
+        step = seen.last_step
         numbers = {
-            **self._numbers.close(),
-            "observed_steps": float(len(observed)),
-            "observed_inputs": float(num_inputs),
+            **seen.numbers,
+            "observed_steps": float(len(seen.steps)),
+            "observed_inputs": float(seen.num_inputs),
         }
         deaths = dict(zip(sites["site_id"], sites["deaths"].fillna(0).astype(int), strict=True)) if len(sites) else {}
         self._alerts.window(step, diagnosis.sites, deaths)
         window = Window(
-            self.windows, self._first_step, step, time.time(), diagnosis, sites, units, numbers, self._alerts.take()
+            self.windows, seen.first_step, step, time.time(), diagnosis, sites, units, numbers, self._alerts.take()
         )
         self._last, self.diagnosis = window, diagnosis
         self.windows += 1
-        self._first_step, self._ratios = step + 1, {}
         self._note_timeline(window)
         self._hand_out(window)
         return window
 
     def _referred(self) -> Mapping[str, UnitStats]:
         """What the reference batches show now."""
-        if not self._reference or not self._sites:
+        if not self._reference or not self._sites or not self._ranks.reports:
             return {}
         try:
             return self._live.look_at(self._reference)

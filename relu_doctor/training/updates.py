@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from relu_doctor.observe.graph.names import strip_wrappers
+from relu_doctor.observe.graph.sharding import is_spread
 from relu_doctor.observe.sites import ActivationSite
 
 
@@ -29,7 +30,9 @@ class UpdateMeter:
             for term in site.terms:
                 parameter = named.get(term.weight[0]) if len(term.weight) == 1 else None
                 usual = term.kind == "weight" and term.weight_axis == 0 and term.weight_part is None
-                if parameter is not None and usual and term.direct and bool((term.rows < len(parameter)).all()):
+                if parameter is None or is_spread(parameter):
+                    continue
+                if usual and term.direct and bool((term.rows < len(parameter)).all()):
                     self._rows.setdefault(site.site_id, []).append((parameter, term.rows))
         self._copies: dict[nn.Parameter, Tensor] = {}
 

@@ -213,8 +213,12 @@ class CallRegistry:
         return call
 
     def _place(self, calls: list[Call]) -> None:
-        """Put sites that are met for the first time behind the one that was called before them."""
-        place = 0
+        """Put sites that are met for the first time behind the one that was called before them.
+
+        Those of a forward that shows none that is known come last: it began elsewhere.
+        """
+        known = any(call.site is not None and call.site.site_id in self._order for call in calls)
+        place = 0 if known else len(self._order)
         for call in calls:
             if call.site is None:
                 continue

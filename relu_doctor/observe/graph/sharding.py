@@ -185,12 +185,13 @@ class Company:
 
     Args:
         model: before it is watched.
+        groups: of the processes, for tensors on the CPU; by default those over which its parameters are spread.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._groups = groups_of(model)
+    def __init__(self, model: nn.Module, groups: Sequence[Any] | None = None) -> None:
+        self._groups = groups_of(model) if groups is None else list(groups)
         self._failed = False
-        parameter = next((each for each in model.parameters() if is_spread(each)), None)
+        parameter = next((each for each in model.parameters() if groups is None and is_spread(each)), None)
         self._device = "cpu" if parameter is None else parameter.device_mesh.device_type  # type: ignore[attr-defined]
 
     def __bool__(self) -> bool:

@@ -1,0 +1,71 @@
+"""Seen: what was seen in a window, of one process or of all together, before it is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from relu_doctor.observe.statistics.stats import UnitStats
+
+_NEVER = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """What was seen in a window.
+
+    Attributes:
+        index: of the window.
+        first_step, last_step: of it.
+        stats: per ``site_id``, on the CPU; ``last_fired`` holds steps, and ``first_fired`` nothing.
+        steps: int64 (steps,), those that were observed, ascending.
+        num_inputs: observed.
+        notes: remarks for the report.
+        ratios: per ``site_id``, float (units,): update-to-weight ratios of one step.
+        heard: per ``site_id`` that the gradients follow, int64 (units,), the last step at which each had one; -1 for
+            never.
+        told: digests and number of the inputs of each forward that was observed.
+        numbers: the run's own.
+        reference: per ``site_id``, what the reference batches showed, where there are any.
+    """
+
+    index: int
+    first_step: int
+    last_step: int
+    stats: Mapping[str, UnitStats]
+    steps: Tensor
+    num_inputs: int
+    notes: tuple[str, ...]
+    ratios: Mapping[str, Tensor]
+    heard: Mapping[str, Tensor]
+    told: Sequence[tuple[list[int] | None, int]]
+    numbers: Mapping[str, float]
+    reference: Mapping[str, UnitStats] = field(default_factory=dict)
+
+
+def nothing(first_step: int) -> Seen:
+    """A window in which nothing was seen."""
+    steps = torch.zeros(0, dtype=torch.int64)
+    return Seen(0, first_step, first_step - 1, {}, steps, 0, (), {}, {}, [], {})
+
+
+def in_steps(stats: UnitStats, ordinals: Tensor, steps: Tensor) -> UnitStats:
+    """Statistics whose units tell the step at which they fired last instead of the input.
+
+    Args:
+        stats: on any device.
+        ordinals: int64 (steps,), the first ordinal of each step that was observed.
+        steps: int64 (steps,), those steps, ascending.
+
+    Returns:
+        The same on the CPU; ordinals of inputs mean nothing over windows and processes.
+    """
+    stats = stats.to("cpu")
+    fired = torch.full_like(stats.last_fired, _NEVER)
+    if len(steps):
+        place = torch.searchsorted(ordinals, stats.last_fired, right=True) - 1
+        fired = torch.where(stats.last_fired >= 0, steps[place.clamp_min(0)], fired)
+    return replace(stats, first_fired=UnitStats.empty(stats.num_units).first_fired, last_fired=fired)
