@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -108,7 +107,3 @@ class Lives:
         if known is None or len(known.fired) != num_units:
             known = self.sites[site_id] = SiteLives.of(num_units)
         return known
-
-    def deaths(self) -> Mapping[str, int]:
-        """Units that are dead now, per site."""
-        return {site_id: int(lives.dead.sum()) for site_id, lives in self.sites.items()}

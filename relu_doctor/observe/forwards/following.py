@@ -9,7 +9,7 @@ parameter alive, so that offloaded weights are let go as they come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from relu_doctor.observe.forwards.watching import Caller
 from relu_doctor.observe.graph.edges import Edge, hollow_hooks
 from relu_doctor.observe.graph.names import ParameterNames
+from relu_doctor.observe.inputs.feeding import tensors_in
 from relu_doctor.observe.models.leaves import in_same_memory
 from relu_doctor.observe.models.writes import writes
 
@@ -99,14 +100,14 @@ class Follower:
             given = _Given(lambda tensor: self._stand_in(tensor, is_written=tensor is written))
             args, named = given.swapped(args), given.swapped(dict(kwargs))
             out = named.pop("out", None)
-            if out is not None and any(tensor.requires_grad for tensor in _tensors((args, named))):
+            if out is not None and any(tensor.requires_grad for tensor in tensors_in((args, named))):
                 return self._write(self._call(func, args, named), out)
             if out is not None:
                 named["out"] = out
             if self.depth.everywhere and func in _DETACHES and args[0].requires_grad:
                 func = _as_itself
             result = self._call(func, args, named)
-            for value in _tensors(result):
+            for value in tensors_in(result):
                 self._keep(value, value)
             for original, stand_in in given.pairs:
                 self._keep(original, stand_in)  # it stands elsewhere if the call has written to it
@@ -145,7 +146,7 @@ class Follower:
 
     def _write(self, result: Any, out: Any) -> Any:
         """Put a result where the model wants it, which autograd would refuse to follow."""
-        for value, place in zip(_tensors(result), _tensors(out), strict=True):
+        for value, place in zip(tensors_in(result), tensors_in(out), strict=True):
             with torch.no_grad():
                 place.resize_(value.shape).copy_(value)
             self._keep(place, value)
@@ -186,16 +187,6 @@ class _Given:
         if type(result) in {tuple, list}:
             return type(result)(self.handed_back(item) for item in result)
         return result
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif type(value) is dict:
-        yield from _tensors(list(value.values()))
 
 
 def _is_function(node: object) -> bool:

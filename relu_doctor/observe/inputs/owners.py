@@ -9,7 +9,7 @@ position) is tried out in a rehearsal before any input is counted by them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from relu_doctor.observe.inputs.feeding import sent
+from relu_doctor.observe.inputs.feeding import sent, tensors_in
 
 Function = Callable[..., Any]
 
@@ -139,7 +139,7 @@ class RowFollower:
             return
         with torch.no_grad(), torch._C.DisableTorchFunction():
             picked = function(rows.places, *args[1:], **kwargs)
-        for part, places in zip(_tensors(result), _tensors(picked), strict=False):
+        for part, places in zip(tensors_in(result), tensors_in(picked), strict=False):
             self._note(part, Rows(places, rows.positions))
 
     def _of_batch(self, tensor: Tensor, leading: int) -> Rows | None:
@@ -166,11 +166,11 @@ class RowFollower:
         if function in _JOINING:
             self._join(args, kwargs, result)
             return
-        given = list(_tensors(args[:1] if function in _WRITING or function in _PRODUCTS else (args, kwargs)))
+        given = list(tensors_in(args[:1] if function in _WRITING or function in _PRODUCTS else (args, kwargs)))
         rows = next((known for tensor in given if (known := self.of(tensor)) is not None), None)
         if rows is None:
             return
-        for value in _tensors(result):
+        for value in tensors_in(result):
             if not value.dim():
                 continue
             if len(value) == len(rows.places):
@@ -179,7 +179,7 @@ class RowFollower:
                 self._note(value, Rows(rows.places.flatten(), rows.positions))
 
     def _join(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
-        parts = list(_tensors(args[:1])) or list(_tensors(kwargs.get("tensors", ())))
+        parts = list(tensors_in(args[:1])) or list(tensors_in(kwargs.get("tensors", ())))
         known = [self.of(part) for part in parts]
         told = [rows for rows in known if rows is not None]
         dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
@@ -223,14 +223,3 @@ def _leading_index(index: Any) -> tuple[Any, int]:
     if isinstance(second, Tensor) and second.dim() == 1:
         return (first, second), 2
     return (first, 1) if first.dim() == 1 else (None, 1)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from relu_doctor.observe.inputs.feeding import tensors_in
 
 BACKWARD = {torch.autograd.backward, Tensor.backward}
 _LOOKUPS = {"embedding": 3, "embedding_bag": 4}  # and where their max_norm stands: rows that exceed it are rescaled
@@ -41,17 +43,17 @@ class Writes:
     def expect(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A call is about to be performed."""
         if writes(func):
-            for tensor in _tensors(args[:1]):
+            for tensor in tensors_in(args[:1]):
                 self._keep(tensor)
         elif getattr(func, "__name__", "") in _LOOKUPS:
             place = _LOOKUPS[func.__name__]
             if kwargs.get("max_norm", args[place] if len(args) > place else None) is not None:
-                for tensor in _tensors((*args[:2], *kwargs.values())):
+                for tensor in tensors_in((*args[:2], *kwargs.values())):
                     self._keep(tensor)
         elif func in BACKWARD:
             for tensor in self._gradients:
                 self._keep(tensor)
-        for tensor in _tensors(kwargs.get("out", ())):
+        for tensor in tensors_in(kwargs.get("out", ())):
             self._keep(tensor)
 
     def undo(self) -> None:
@@ -68,11 +70,3 @@ class Writes:
             start = tensor.untyped_storage().data_ptr()
             if start in self._own and start not in self._kept:
                 self._kept[start] = [(each, each.detach().clone()) for each in self._own[start]]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
