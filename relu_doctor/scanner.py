@@ -261,7 +261,8 @@ class Scanner:
                 ) from error
         else:
             for module in self.model.modules():
-                module.training = False
+                if getattr(module, "training", False):  # frozen scripts have none
+                    module.training = False
         run = _Run(self, phase, args, kwargs)
         self.last = run if self.company else None
         return run

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -28,13 +29,14 @@ from relu_doctor.observe.forwards.registry import Reading, Witness
 from relu_doctor.observe.forwards.selection import TOP_K, Choice, Selection
 from relu_doctor.observe.forwards.watching import WatchingMode
 from relu_doctor.observe.graph.sharding import arrived, is_spread, whole
-from relu_doctor.observe.graph.slices import Slices
+from relu_doctor.observe.graph.slices import Slices, is_cut
 from relu_doctor.observe.inputs.owners import RowFollower, Rows
+from relu_doctor.observe.models.writes import may_write
 from relu_doctor.observe.rectifiers.bends import Bend
 from relu_doctor.observe.rectifiers.custom import fires_by
 from relu_doctor.observe.rectifiers.facts import Chosen, Output, Refined
-from relu_doctor.observe.rectifiers.gates import Ledger
-from relu_doctor.observe.rectifiers.kinds import ANY, Applied, Rectifier, argument, recognise
+from relu_doctor.observe.rectifiers.gates import Ledger, is_followed
+from relu_doctor.observe.rectifiers.kinds import ANY, Applied, Rectifier, argument, name_of, recognise
 from relu_doctor.observe.rectifiers.tapping import tap
 from relu_doctor.observe.rectifiers.transforms import outside_of_transforms, without_vmap
 from relu_doctor.observe.sites import ActivationSite
@@ -71,6 +73,11 @@ class ForwardMode(WatchingMode):
         return result
 
     def _see(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if _is_plain(func) and "out" not in kwargs:
+            self._note_parameters(args, kwargs)
+            result = self.call(func, args, kwargs)
+            self.passed(result)
+            return result
         if func is tap:
             return self._tap(*args, **kwargs)
         if isinstance(func, OPERATORS):
@@ -391,3 +398,11 @@ class ForwardMode(WatchingMode):
     def absorb(self, witness: Witness, rectifier: Rectifier, choice: Output) -> None:
         """A rectifier is applied to the values of a top-k, and belongs to it."""
         raise NotImplementedError
+
+
+@lru_cache(maxsize=1024)
+def _is_plain(func: Any) -> bool:
+    """Whether a function is one of the many of whose calls only the parameters matter: convolutions, norms, pools."""
+    special = func is tap or isinstance(func, OPERATORS) or func in TOP_K or func in RECURRENT
+    name = getattr(func, "__name__", "__get__")
+    return not (special or name == "__get__" or may_write(func) or is_cut(func) or is_followed(func) or name_of(func))

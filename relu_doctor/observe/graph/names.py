@@ -70,7 +70,7 @@ class ParameterNames:
         known = self._known.get(id(tensor))
         if known is not None and known[0]() is tensor and known[1] is not None:
             return known[1]
-        return self.find(tensor) if isinstance(tensor, nn.Parameter) else None
+        return self.find(tensor) if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter) else None
 
     def find(self, tensor: Tensor) -> str | None:
         """The same, also of a plain tensor that was put in a parameter's place (``torch.func.functional_call``)."""

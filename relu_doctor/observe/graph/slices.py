@@ -19,6 +19,11 @@ _CUTS: set[Callable[..., Any]] = {
 }
 
 
+def is_cut(func: Callable[..., Any]) -> bool:
+    """Whether a call of a function cuts its first argument into parts."""
+    return func in _CUTS
+
+
 class Slices:
     """Follows the parts that one forward cuts out of its parameters; none of them is held, since some are copies.
 

@@ -22,6 +22,11 @@ def writes(func: Any) -> bool:
     return name.endswith("_")
 
 
+def may_write(func: Any) -> bool:
+    """Whether a call of a function writes to a parameter or a gradient for some arguments, ``out=`` apart."""
+    return writes(func) or getattr(func, "__name__", "") in _LOOKUPS or func in BACKWARD
+
+
 class Writes:
     """Keeps the values of parameters and of their gradients from the moment a forward is about to write to them.
 

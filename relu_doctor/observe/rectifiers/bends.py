@@ -162,7 +162,7 @@ class Bend:
 
     def by_call(self, call: int) -> Bend:
         """This, as the output of a rectifier's call."""
-        return replace(self, calls=(call,), made_of=None)
+        return self._with(self.below, self.above, calls=(call,), way=self.way, at=self.at)
 
     def of(self, output: object) -> Bend:
         """This, as a function of a rectifier's output."""

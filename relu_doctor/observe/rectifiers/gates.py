@@ -97,6 +97,11 @@ _READS: dict[Function, int] = {
 }
 
 
+def is_followed(function: Function) -> bool:
+    """Whether a call of a function may rectify in the light of what went before, or tells something for later."""
+    return function in _FOLLOWED or function in _GATES
+
+
 class Ledger:
     """What one forward has made so far of masks, zeros, functions of tensors, and rectifiers' outputs."""
 
@@ -388,7 +393,11 @@ class Ledger:
             return applied.bend
         known = self.bend(applied.pre)
         straight = known is not None and known.straight and known.comparable()
-        bend = known if known is not None and straight else replace(Bend.itself(applied.pre), inner=known)
+        if known is None or not straight:
+            itself = Bend.itself(applied.pre)
+            bend = itself if known is None else replace(itself, inner=known)
+        else:
+            bend = known
         return bend.times(-1).rectified().times(-1) if applied.flipped else bend.rectified()
 
     def _where(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Applied | Refined | None:

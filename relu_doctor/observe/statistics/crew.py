@@ -6,13 +6,25 @@ import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-Team = Callable[[int, int, int], None]  # address of the function, address of what it works on, threads
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """Threads.
+
+    Attributes:
+        run: calls compiled code from them: address of the function, address of what it works on, how many.
+        numbering: address of a function, int (void), that numbers them as torch's own loops do; 0 where there is none.
+    """
+
+    run: Callable[[int, int, int], None]
+    numbering: int = 0
 
 
 def run_together(function: int, job: int, threads: int) -> None:
@@ -26,7 +38,12 @@ def run_together(function: int, job: int, threads: int) -> None:
     if threads < 2 or os.getpid() != _HOME:  # a forked child has none of its parent's threads
         _callable(function)(job)
     else:
-        _team()(function, job, threads)
+        _team().run(function, job, threads)
+
+
+def numbering() -> int:
+    """Address of a function, int (void), that numbers the threads as torch's own loops do; 0 where there is none."""
+    return _team().numbering
 
 
 _HOME = os.getpid()
@@ -46,13 +63,18 @@ def _torchs_team() -> Team | None:
     """Torch's own threads: they spin for some milliseconds after each of its calls, in the way of any others."""
     for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
         try:
-            parallel = ctypes.CDLL(str(path)).GOMP_parallel
+            library = ctypes.CDLL(str(path))
+            parallel, numbering = library.GOMP_parallel, ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p)
         except (OSError, AttributeError):
             continue
         parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         parallel.restype = None
-        return lambda function, job, threads: parallel(function, job, threads, 0)
+        return Team(partial(_in_parallel, parallel), numbering.value or 0)
     return None
+
+
+def _in_parallel(parallel: Any, function: int, job: int, threads: int) -> None:
+    parallel(function, job, threads, 0)
 
 
 def _own_team() -> Team:
@@ -66,4 +88,4 @@ def _own_team() -> Team:
             if not other.cancel():  # one that has not begun would find nothing left to do
                 other.result()
 
-    return run
+    return Team(run)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from relu_doctor.observe.rectifiers.kinds import Rectifier
-from relu_doctor.observe.statistics.crew import run_together
+from relu_doctor.observe.statistics.crew import numbering, run_together
 from relu_doctor.observe.statistics.tally import Array, Tally
 
 LANES = 16
 LARGE = 1 << 18  # values in one call that are worth loading numba for
 _SHARE = 1 << 16  # values that are worth a thread of their own
+_RESULTS = 256  # values of one unit that are worth results of their own
 _ENCODINGS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
@@ -78,30 +79,37 @@ def reduce(memory: int, geometry: Geometry, rectifier: Rectifier, valid: Tensor 
     few, least = least, least and high == np.inf  # where the interval is closed above, maxima do not tell what fired
     marks = None if valid is None or bool(valid.all()) else np.ascontiguousarray(valid.numpy()).view(np.uint8)
     loop = _loop(geometry, padded=marks is not None)
-    results = np.empty((compiled.LEAST_ROWS if least else compiled.ROWS, units), np.int64)
+    threads = max(1, min(torch.get_num_threads(), inputs * units * positions // _SHARE))
+    spills = loop not in {"rows", "exact"} and units < LANES  # marks are written beyond each input's own
+    most = 1 if spills else max(1, min(threads, inputs * positions // _RESULTS))
+    rows = -(-inputs // most)  # as torch's own loops share out memory
+    jobs = -(-inputs // rows)
+    shares = 1 if threads == 1 else 4 if loop == "rows" else -(-threads // jobs)  # a line is best read in few pieces
+    share = units if shares == 1 else max(16, -(-units // (shares * 16)) * 16)
+    kinds, to_do = compiled.LEAST_ROWS if least else compiled.ROWS, compiled.HEAD + jobs * compiled.JOB
     size = inputs * units + compiled.LANES  # the last bytes may be written to, and are not read
     fired = np.empty(size, np.uint8)[: inputs * units].reshape(inputs, units)
-    if loop == "exact":
-        results[compiled.NOT_FINITE] = compiled.UNSOUND
-    threads = max(1, min(torch.get_num_threads(), inputs * units * positions // _SHARE, units // 16))
-    shares = 4 * threads if loop == "rows" else threads  # a line is best read in few pieces
-    share = units if threads == 1 else max(16, -(-units // (shares * 16)) * 16)
-    job = np.array(
-        [
-            0, 0, memory, inputs, units, positions, *geometry.strides, share, least,
-            0 if marks is None else _address(marks), _address(results), _address(fired), 0, 0, 0,
-        ],
-        np.int64,
+    numbers = np.empty(to_do + jobs * kinds * units, np.int64)
+    plan, results, here = numbers[:to_do], numbers[to_do:].reshape(jobs, kinds, units), _address(numbers)
+    plan[compiled.HEAD :] = 0
+    plan[: compiled.LOW] = (
+        0, here, numbering(), threads, jobs, memory, inputs, units, positions, *geometry.strides, rows, share, least,
+        0 if marks is None else _address(marks), here + 8 * to_do, _address(fired),
     )  # fmt: skip
-    here = _address(job)
-    job[compiled.HERE] = here
-    job.view(np.float64)[compiled.LOW : compiled.HIGH + 1] = low, high
+    plan.view(np.float64)[compiled.LOW : compiled.HEAD] = low, high
     plain = least or (low >= 0 and high == np.inf)
-    if loop != "exact":
+    unsound = loop == "exact"
+    if unsound:
+        results[:, compiled.NOT_FINITE] = compiled.UNSOUND
+    else:
         run_together(_worker(loop, geometry.encoding, least=least, plain=plain), here, threads)
-    if loop == "exact" or job[compiled.UNSOUND_UNITS]:
-        job[compiled.TAKEN] = 0
+        unsound = bool(plan[compiled.HEAD + compiled.UNSOUND_UNITS :: compiled.JOB].any())
+    if unsound:
+        plan[compiled.CAME] = plan[compiled.HEAD + compiled.TAKEN :: compiled.JOB] = 0
         run_together(_worker("exact", geometry.encoding, least=False, plain=False), here, threads)
+    if jobs > 1:
+        run_together(compiled.join, here, 1)
+    results = results[0].copy()
     if not rectifier.clips and not least:
         results[compiled.OUTPUT] = 0
     if few and not least:

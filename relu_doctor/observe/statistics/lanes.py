@@ -430,6 +430,17 @@ def next_of(context, address):
 
 
 @intrinsic
+def number_from(context, address):
+    """What the function at an address, int (void), returns."""
+
+    def emit(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        function = ir.FunctionType(_INT, []).as_pointer()
+        return builder.sext(builder.call(builder.inttoptr(arguments[0], function), []), _LONG)
+
+    return types.int64(types.int64), emit
+
+
+@intrinsic
 def pointer_to(context, address):
     """An address as a pointer."""
 
