@@ -275,10 +275,10 @@ def demo(
     directory: Annotated[Path, typer.Argument(help="Where the checkpoints are left.")] = Path("relu-doctor-demo"),
     seed: Annotated[int, typer.Option(help="Of the initial weights and the order of the data.")] = 0,
 ) -> None:
-    """Train on real handwritten digits four times, scan what was saved, and show the verdicts beside the accuracy."""
+    """Train on real handwritten digits four times, watch, scan what was saved, and show verdicts beside accuracies."""
     from rich.console import Console
 
-    from relu_doctor.demo.running import run_stories, scan_line
+    from relu_doctor.demo.running import run_stories, scan_line, watch_line
     from relu_doctor.reports.progress import progress_bar
     from relu_doctor.reports.side_by_side import render_comparison
     from relu_doctor.reports.verdict import verdict
@@ -296,6 +296,10 @@ def demo(
         console.print(f"[bold]{name}[/bold]  {story.settings}, {story.epochs} epochs", soft_wrap=False)
         console.print(f"  accuracy {extra['accuracy']}; {verdict(result.after.diagnosis).sentence}\n", markup=False)
     render_comparison(rows, console)
+    console.print("\nA monitor watched each run while it was trained. Its first words:\n")
+    for (name, _, _), result in zip(rows, results, strict=True):
+        console.print(f"[bold]{name}[/bold]")
+        console.print(f"  {watch_line(result)}", markup=False)
     console.print(f"\nThe checkpoints are in {directory}. Look closer at any of them:\n", markup=False)
     for result in results:
         print(f"{scan_line(result)}\n")

@@ -1,4 +1,4 @@
-"""Trains the stories and scans what they left; says nothing itself."""
+"""Trains the stories, watched by a monitor, and scans what they left; says nothing itself."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_stories(
             if on_progress is not None:
                 on_progress(offset + epoch, total)
 
-        run = train_story(story, directory, seed=seed, on_progress=report)
+        run = train_story(story, directory, seed=seed, monitored=True, on_progress=report)
         done += story.epochs
         yield StoryResult(run, *_scan(story, (run.paths[0], run.paths[-1])))
 
@@ -66,6 +66,14 @@ def scan_line(result: StoryResult) -> str:
     """The command that scans a story's first and last checkpoint, as it can be pasted."""
     files = [shlex.quote(os.path.relpath(path)) for path in (result.run.paths[0], result.run.paths[-1])]
     return f"{_own_command()} scan {' '.join(files)} --model {result.run.story.model} --data {DATA}"
+
+
+def watch_line(result: StoryResult) -> str:
+    """What the monitor said of a story while it was trained: its first alert, if there was any."""
+    steps, alerts = result.run.final.step, result.run.alerts
+    if not alerts:
+        return f"quiet for all {steps:,} updates."
+    return f"after update {alerts[0].step:,} of {steps:,}: {alerts[0].message} [{alerts[0].code}]."
 
 
 def _scan(story: Story, paths: tuple[Path, Path]) -> tuple[ScannedCheckpoint, ScannedCheckpoint]:

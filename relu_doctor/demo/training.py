@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch.nn.functional import cross_entropy
 from relu_doctor.demo.data import Digits, split_digits
 from relu_doctor.demo.models import make_cnn, make_mlp
 from relu_doctor.demo.stories import Story
-from relu_doctor.errors import OutputError
+from relu_doctor.errors import DyingUnitsWarning, OutputError
+from relu_doctor.training.monitor import Monitor
+from relu_doctor.training.windows import Alert
 
 Progress = Callable[[int, int], None]
 
@@ -47,11 +50,13 @@ class StoryRun:
         story: the settings.
         seed: of the initial weights and of the order of the images.
         checkpoints: in the order of training; the first is from before the first step.
+        alerts: of the monitor, where there was one.
     """
 
     story: Story
     seed: int
     checkpoints: tuple[SavedCheckpoint, ...]
+    alerts: tuple[Alert, ...] = ()
 
     @property
     def final(self) -> SavedCheckpoint:
@@ -69,7 +74,14 @@ class StoryRun:
         return tuple(checkpoint.path for checkpoint in self.checkpoints)
 
 
-def train_story(story: Story, directory: Path, *, seed: int = 0, on_progress: Progress | None = None) -> StoryRun:
+def train_story(
+    story: Story,
+    directory: Path,
+    *,
+    seed: int = 0,
+    monitored: bool = False,
+    on_progress: Progress | None = None,
+) -> StoryRun:
     """Trains `story` and writes its checkpoints as the training goes.
 
     A checkpoint is a dict of ``model_state_dict``, ``optimizer_state_dict``, ``epoch``, ``step``, ``accuracy`` and
@@ -81,6 +93,7 @@ def train_story(story: Story, directory: Path, *, seed: int = 0, on_progress: Pr
         story: the settings.
         directory: where the files go, as ``<story>-<net>-epoch<NN>.pt``; made where it is missing.
         seed: of the initial weights and of the order of the images.
+        monitored: a :class:`~relu_doctor.Monitor` watches; the weights come out the same, bit for bit.
         on_progress: called after each epoch with the epochs done and the epochs in all.
 
     Raises:
@@ -95,14 +108,16 @@ def train_story(story: Story, directory: Path, *, seed: int = 0, on_progress: Pr
         raise OutputError(f"the directory {str(directory)!r} cannot be made ({error.strerror}).") from error
 
     saved: list[SavedCheckpoint] = []
-    with _quiet_torch(seed):
+    with ExitStack() as stack:
+        stack.enter_context(_quiet_torch(seed))
         model = make_mlp() if story.net == "mlp" else make_cnn()
         optimizer = _make_optimizer(story, model)
+        monitor = stack.enter_context(_watching(model, optimizer)) if monitored else None
         order = torch.Generator().manual_seed(seed)
         step = 0
         for epoch in range(story.epochs + 1):
             if epoch > 0:
-                step += _train_epoch(model, optimizer, training, story.batch_size, order)
+                step += _train_epoch(model, optimizer, training, story.batch_size, order, monitor)
             if epoch in story.checkpoint_epochs or epoch == story.epochs:
                 accuracy = _accuracy(model, validation)
                 path = directory / f"{story.key}-epoch{epoch:02d}.pt"
@@ -118,7 +133,8 @@ def train_story(story: Story, directory: Path, *, seed: int = 0, on_progress: Pr
                 saved.append(SavedCheckpoint(path=path, epoch=epoch, step=step, accuracy=accuracy))
             if epoch > 0 and on_progress is not None:
                 on_progress(epoch, story.epochs)
-    return StoryRun(story=story, seed=seed, checkpoints=tuple(saved))
+    alerts = () if monitor is None else monitor.alerts
+    return StoryRun(story=story, seed=seed, checkpoints=tuple(saved), alerts=alerts)
 
 
 @contextmanager
@@ -134,6 +150,15 @@ def _quiet_torch(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+@contextmanager
+def _watching(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Monitor]:
+    """A monitor, whose alerts are kept and not warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DyingUnitsWarning)
+        with Monitor(model, optimizer=optimizer) as monitor:
+            yield monitor
+
+
 def _make_optimizer(story: Story, model: nn.Module) -> torch.optim.Optimizer:
     """The story's optimizer; what it does not set stays at torch's defaults."""
     if story.optimizer == "adam":
@@ -142,15 +167,23 @@ def _make_optimizer(story: Story, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _train_epoch(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: Digits, batch_size: int, order: torch.Generator
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: Digits,
+    batch_size: int,
+    order: torch.Generator,
+    monitor: Monitor | None,
 ) -> int:
     """One pass over `data` in an order drawn from `order`; returns the number of steps."""
     batches = torch.randperm(len(data), generator=order).split(batch_size)
     model.train()
     for batch in batches:
         optimizer.zero_grad()
-        cross_entropy(model(data.images[batch]), data.labels[batch]).backward()
+        loss = cross_entropy(model(data.images[batch]), data.labels[batch])
+        loss.backward()
         optimizer.step()
+        if monitor is not None:
+            monitor.step(loss=loss)
     return len(batches)
 
 

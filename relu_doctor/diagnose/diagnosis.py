@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
@@ -280,13 +280,16 @@ def diagnose(
 
 def made_now() -> dict[str, Any]:
     """When, and with which versions: the metadata of what is made now."""
-    versions = {name: metadata.version(name) for name in ("torch", "pandas", "numpy")}
-    try:
-        versions["relu-doctor"] = metadata.version("relu-doctor")
-    except metadata.PackageNotFoundError:
-        versions["relu-doctor"] = "unknown"
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions,
+        "versions": {name: _version(name) for name in ("torch", "pandas", "numpy", "relu-doctor")},
         "python": platform.python_version(),
     }
+
+
+@lru_cache(maxsize=8)
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -42,8 +42,9 @@ def non_finite(case: Case) -> Iterator[Finding]:
 
 def _held(case: Case, mechanism: Mechanism) -> Iterator[tuple[SiteRecord, pd.DataFrame, pd.DataFrame]]:
     for site, rows in case.sites():
-        hit = rows[rows["status"].isin(_SILENT) & (rows["mechanism"] == mechanism.value)]
-        if len(hit):
+        held = rows["mechanism"].to_numpy() == mechanism.value
+        hit = rows[held & rows["status"].isin(_SILENT)] if held.any() else None
+        if hit is not None and len(hit):
             yield site, rows, hit
 
 

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from relu_doctor.config import Config
 from relu_doctor.errors import MonitorError, MonitorWarning
 from relu_doctor.observe.rectifiers.custom import Custom
+from relu_doctor.reports.sinks import Sink
 from relu_doctor.training.history import History
-from relu_doctor.training.monitor import Monitor, Sink
+from relu_doctor.training.monitor import Monitor
 from relu_doctor.training.windows import Alert
 
 
@@ -34,10 +35,12 @@ class Options(TypedDict, total=False):
     window: int
     reference: Iterable[Any] | None
     history: str | Path | History | None
-    sinks: Iterable[Sink]
+    sinks: Sink | str | Iterable[Sink | str]
     on_alert: Callable[[Alert], object] | None
     config: Config | Mapping[str, Any] | str | Path | None
     rectifiers: Custom
+    effective_rank: bool
+    maturity: int
 
 
 class Attachment:

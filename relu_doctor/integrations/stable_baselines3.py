@@ -72,7 +72,7 @@ class ReLUDoctorCallback(BaseCallback):  # type: ignore[misc]  # Stable-Baseline
         leading = getattr(getattr(policy, "actor", None), "optimizer", None) or optimizers[0]
         self._handles = after_steps([leading], self._after_update)  # after the monitor's own
 
-    def _after_update(self, had_gradients: bool) -> None:
+    def _after_update(self, optimizer: Optimizer, had_gradients: bool) -> None:
         diagnosis = None if self.monitor is None else self.monitor.step()
         if diagnosis is not None:
             self._log(diagnosis)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,6 +20,8 @@ from torch.utils.hooks import RemovableHandle
 from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.graph.passing import Speaker
 from relu_doctor.observe.sites import ActivationSite
+
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(slots=True)
@@ -43,6 +46,8 @@ class GradientWatch:
     Attributes:
         sites: ``site_id`` of the sites that are followed, in order.
         last_fired: int64 (units,), the last step at which each unit of those sites had a gradient; -1 for never.
+        norm: 2-norm of those gradients at the last reading that are sums over the units' inputs; a number or a
+            scalar on their device.
         silent: float (sites,), the share of each site's units without a gradient at the last reading; on the
             parameters' device.
     """
@@ -54,7 +59,7 @@ class GradientWatch:
         for site in sites:
             speaker = site.speaker
             parameter = named.get(speaker.name) if speaker is not None else None
-            if speaker is None or parameter is None or not _fits(parameter, speaker):
+            if speaker is None or parameter is None or not site.num_units or not _fits(parameter, speaker):
                 continue
             in_order = len(parameter) == site.num_units and bool((speaker.rows == torch.arange(site.num_units)).all())
             rows = None if in_order else speaker.rows.to(parameter.device)
@@ -71,23 +76,28 @@ class GradientWatch:
         self._share = (1 / torch.tensor(sizes, dtype=torch.float32).clamp_min(1)).to(device)
         self.silent = torch.zeros(len(sizes), device=device)
         self._sent: tuple[Tensor, torch.cuda.Event] | None = None  # on its way from a device
+        self.norm: float | Tensor = 0.0
+        additive = torch.tensor([float(each.additive) for each in self._followed])
+        self._counts = torch.repeat_interleave(additive, torch.tensor(sizes, dtype=torch.int64)).to(device)
+        self._starts = np.array([each.start for each in self._followed], np.int64)
+        self._sizes = np.array(sizes, np.float32)
 
     def __len__(self) -> int:
         """How many units are followed."""
         return len(self.last_fired)
 
     @property
-    def sizes(self) -> Tensor:
+    def sizes(self) -> Array:
         """Units of each site that is followed: float32 (sites,)."""
-        return 1 / self._share.cpu() if len(self._share) else self._share
+        return self._sizes
 
-    def shares(self) -> Tensor | None:
-        """The share of each site's units that had no gradient, float (sites,); ``None`` while a device is at work."""
+    def shares(self) -> Array | None:
+        """The share of each site's units that had no gradient, float32 (sites,); ``None`` while a device is at work."""
         if self.silent.device.type == "cpu":
-            return self.silent
+            return self.silent.numpy()
         if self._sent is not None and self._sent[1].query():
             told, self._sent = self._sent[0], None
-            return told
+            return told.numpy()
         if self._sent is None:
             event = torch.cuda.Event()
             copy = self.silent.to("cpu", non_blocking=True)
@@ -113,6 +123,12 @@ class GradientWatch:
             if last is not None and len(last) == each.stop - each.start:
                 self.last_fired[each.start : each.stop] = last.to(self.last_fired.device)
 
+    def forget(self, site_id: str, units: Tensor) -> None:
+        """Forget when units of a site had a gradient: bool (units,)."""
+        span = self.span(site_id)
+        if span is not None:
+            self.last_fired[span].masked_fill_(units.to(self.last_fired.device), -1)
+
     def span(self, site_id: str) -> slice | None:
         """Where the units of a site stand in :attr:`last_fired`; ``None`` for one that is not followed."""
         for each in self._followed:
@@ -133,49 +149,75 @@ class GradientWatch:
         found = [_gradient(each) for each in self._followed]
         if not found or any(gradient is None for gradient in found):
             return self._read_some(found, step)
-        gradients = torch.cat(found)  # type: ignore[arg-type]  # none is None
-        return self._take(gradients, slice(None), step)
+        if self.silent.device.type == "cpu":
+            try:
+                self._take_at_once([gradient.detach().numpy() for gradient in found], step)  # type: ignore[union-attr]
+            except (TypeError, RuntimeError):  # a type that numpy has not, or memory elsewhere
+                pass
+            else:
+                return True
+        if len({gradient.device for gradient in found}) > 1:  # type: ignore[union-attr]  # none is None
+            return self._read_some(found, step)
+        gradients = torch.cat(found)  # type: ignore[arg-type]
+        self.norm = self._take(gradients, slice(None), step).sqrt()
+        return True
+
+    def _take_at_once(self, gradients: list[Array], step: int) -> None:
+        """What :meth:`_take` does, on the CPU, where calls of torch would cost more than the work."""
+        values = np.concatenate(gradients)
+        fired = np.isfinite(values)
+        fired &= values != 0
+        np.copyto(self.last_fired.numpy(), step, where=fired)
+        speaking = np.add.reduceat(fired, self._starts, dtype=np.float32)
+        np.subtract(1, speaking / self._sizes, out=self.silent.numpy())
+        counted = values * self._counts.numpy()
+        self.norm = float(np.sqrt(counted.dot(counted)))
 
     def _read_some(self, found: list[Tensor | None], step: int) -> bool:
-        """Where some parameters have no gradient: frozen, or not reached by this step's loss."""
-        some = False
-        for each, gradient in zip(self._followed, found, strict=True):
-            if gradient is not None:
-                some = self._take(gradient, slice(each.start, each.stop), step)
-        return some
+        """Where some parameters have no gradient (frozen, not reached by this step's loss), or they are on devices."""
+        squares = [
+            self._take(gradient, slice(each.start, each.stop), step)
+            for each, gradient in zip(self._followed, found, strict=True)
+            if gradient is not None
+        ]
+        if squares:
+            self.norm = torch.stack(squares).sum().sqrt()
+        return bool(squares)
 
-    def _take(self, gradients: Tensor, place: slice, step: int) -> bool:
-        fired = (gradients != 0) & gradients.isfinite()
-        self.last_fired[place].masked_fill_(fired.to(self.last_fired.device), step)
+    def _take(self, gradients: Tensor, place: slice, step: int) -> Tensor:
+        """Take in the gradients of some units; the sum of the squares of those that are sums."""
+        fired = ((gradients != 0) & gradients.isfinite()).to(self.silent.device)
+        gradients = gradients.to(self.silent.device, torch.float32)
+        self.last_fired[place].masked_fill_(fired, step)
         owners = self._owner[place]
         if place == slice(None):
             self.silent.zero_()
         else:
             self.silent[owners[:1]] = 0
-        silent = (~fired).to(self.silent.device, torch.float32)
-        self.silent.index_add_(0, owners, silent * self._share[owners])
-        return True
+        self.silent.index_add_(0, owners, (~fired).float() * self._share[owners])
+        return (gradients * self._counts[place]).square().sum()
 
 
-def before_steps(optimizers: Iterable[Optimizer], call: Callable[[bool], None]) -> list[RemovableHandle]:
+def before_steps(optimizers: Iterable[Optimizer], call: Callable[[Optimizer, bool], None]) -> list[RemovableHandle]:
     """Call a function before each step of some optimizers.
 
     Args:
         optimizers: whose steps.
-        call: is told whether the gradients are there, or a closure is going to make them within the step.
+        call: is told whose step it is, and whether the gradients are there, or a closure is going to make them within
+            it.
     """
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        call(not _has_closure(args, kwargs))
+        call(optimizer, not _has_closure(args, kwargs))
 
     return [optimizer.register_step_pre_hook(hook) for optimizer in optimizers]
 
 
-def after_steps(optimizers: Iterable[Optimizer], call: Callable[[bool], None]) -> list[RemovableHandle]:
+def after_steps(optimizers: Iterable[Optimizer], call: Callable[[Optimizer, bool], None]) -> list[RemovableHandle]:
     """Call a function after each step of some optimizers; it is told what :func:`before_steps` tells."""
 
     def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        call(not _has_closure(args, kwargs))
+        call(optimizer, not _has_closure(args, kwargs))
 
     return [optimizer.register_step_post_hook(hook) for optimizer in optimizers]
 

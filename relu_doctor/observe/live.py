@@ -47,6 +47,7 @@ class LiveProbe:
         statistics: how much to measure.
         rectifiers: the user's own rectifier classes.
         unit_axis: gives the unit axis of a site by its base name, where the user named one.
+        samples: some rows of each site's outputs in the last forward are kept, in ``probe.outputs``.
 
     Attributes:
         probe: what is known and what was counted, under the phase ``train``.
@@ -65,9 +66,11 @@ class LiveProbe:
         statistics: Statistics = Statistics.FULL,
         rectifiers: Custom = (),
         unit_axis: Callable[[str], int | None] | None = None,
+        samples: bool = False,
     ) -> None:
         self.model = behind_wrappers(model)
         self.probe = Probe(self.model, statistics=statistics, rectifiers=rectifiers, unit_axis=unit_axis)
+        self.probe.watch.sampled = PHASE if samples else ""
         self.num_forwards = 0
         self.num_inputs = 0
         self.failures: dict[str, str] = {}
@@ -134,6 +137,13 @@ class LiveProbe:
         """Digests and number of the inputs of each forward that was observed since this was asked last."""
         told, self._told = self._told, []
         return told
+
+    def forget(self, site_id: str, units: Tensor) -> None:
+        """Forget what was counted of some units of a site: bool (units,)."""
+        kept = self.probe.stats.get(PHASE, {})
+        if site_id in kept:
+            device = kept[site_id].inputs.device
+            kept[site_id] = UnitStats.empty(len(units), device).where(units.to(device), kept[site_id])
 
     def drop(self) -> None:
         """Take away what a forward left that did not come to its end."""

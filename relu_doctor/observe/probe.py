@@ -27,6 +27,7 @@ from relu_doctor.observe.forwards.dispatch import OperatorMode
 from relu_doctor.observe.forwards.following import Depth
 from relu_doctor.observe.forwards.lenient import LenientMode, LiveForward
 from relu_doctor.observe.forwards.modes import ForwardMode
+from relu_doctor.observe.forwards.outputs import OutputRows
 from relu_doctor.observe.forwards.own_modules import OwnModules
 from relu_doctor.observe.forwards.patience import recognising_mode
 from relu_doctor.observe.forwards.registry import CallRegistry, Reading
@@ -65,6 +66,7 @@ class Probe:
 
     Attributes:
         stats: committed statistics, per phase and ``site_id``.
+        outputs: per ``site_id``, rows of its outputs in the last forward that showed some, where they are wanted.
         known: the sites found and what is known of them.
         rehearser: tries out on a few inputs which values are whose.
     """
@@ -100,6 +102,7 @@ class Probe:
         )
         self._state = ModelState(model)
         self.stats: dict[str, dict[str, UnitStats]] = {}
+        self.outputs: dict[str, OutputRows] = {}
         self._own = OwnModules(rectifiers, self.watch, lambda: probe._active)
         self._handles: list[RemovableHandle] = []
         self._active: ForwardMode | None = None
@@ -346,6 +349,9 @@ class Probe:
 
     def _commit(self, mode: ForwardMode) -> None:
         mode.recorder.commit(self.stats.setdefault(mode.phase, {}))
+        for rows in mode.recorder.outputs.values():
+            rows.thin()
+        self.outputs |= mode.recorder.outputs
 
 
 @contextmanager

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from relu_doctor.diagnose.storage import dump_json, plain, records
-from relu_doctor.numerals import percent, plural
+from relu_doctor.numerals import plural
 from relu_doctor.reports.console import MAX_WIDTH, MIN_WIDTH, WIDTH, report_lines
-from relu_doctor.reports.lines import paragraph, plain_text, print_lines, table_lines
-from relu_doctor.reports.site_table import MAX_SITES, folded_note, worst_sites
-from relu_doctor.reports.words import plain_name, shorten
+from relu_doctor.reports.lines import paragraph, plain_text, print_lines
+from relu_doctor.reports.site_table import MAX_SITES
+from relu_doctor.reports.standing import largest_update, run_lines, window_sentence
+from relu_doctor.reports.words import plain_name
 from relu_doctor.training.history_reading import EMPTY, ENDED, RUNNING, STOPPED, HistoryReader, RunState
 from relu_doctor.training.history_schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis
 
-MAX_ALERTS = 8
-_LEVELS = "▁▂▃▄▅▆▇█"
-_CURVE = 16  # cells
-_WIDE = 76  # from this width on the curve has all its cells
-_LEAST_NAME = 8  # cells of a site's name
 _STYLES = {RUNNING: "bold green", ENDED: "bold", STOPPED: "bold red", EMPTY: "bold"}
 
 
@@ -102,21 +96,19 @@ def _whole(view: HistoryView, width: int) -> list[Text]:
     return lines
 
 
-def history_lines(view: HistoryView, width: int, *, most: int = MAX_SITES) -> list[Text]:
-    """How it stands, each site over time, and the last alerts.
+def history_lines(view: HistoryView, width: int, *, most: int = MAX_SITES, measured: bool = True) -> list[Text]:
+    """How it stands, each site over time, what was measured in the latest window, and the last alerts.
 
     Args:
         view: of a history.
         width: in terminal cells.
         most: sites shown; of more, the worst.
+        measured: also show the table of what was measured.
     """
     width = min(max(width, MIN_WIDTH), MAX_WIDTH)
-    lines = _state_lines(view, width)
-    if len(view.timeline):
-        lines += [Text(), *_site_lines(view.timeline, width, most)]
-    if len(view.alerts):
-        lines += [Text(), *_alert_lines(view.alerts, width)]
-    return lines
+    others = "relu-doctor export DIR --table alerts has all"
+    head = _state_lines(view, width)
+    return [*head, *run_lines(view.timeline, view.alerts, width, most=most, measured=measured, others=others)]
 
 
 def state_sentence(view: HistoryView) -> str:
@@ -129,17 +121,6 @@ def state_sentence(view: HistoryView) -> str:
     }[view.state.state]
 
 
-def window_sentence(row: Any) -> str:
-    """The run's own numbers at the close of a window, a row of ``windows``."""
-    told = [
-        f"{word} {row[name]:.4g}"
-        for name, word in (("loss", "loss"), ("lr", "lr"), ("grad_norm", "gradient norm"))
-        if row[name] is not None and pd.notna(row[name])
-    ]
-    silent = f"{percent(row['silent_fraction'])} of {row['num_units']:,} units silent ({row['dead']:,} dead)"
-    return "; ".join([f"step {row['last_step']:,}", *([", ".join(told)] if told else []), silent])
-
-
 def _state_lines(view: HistoryView, width: int) -> list[Text]:
     sentence = state_sentence(view)
     lines = paragraph(sentence, width)
@@ -147,63 +128,9 @@ def _state_lines(view: HistoryView, width: int) -> list[Text]:
     if not len(view.windows):
         return [*lines, *paragraph("No window has closed yet.", width, first="  ", indent="  ")]
     last = view.windows.iloc[-1]
-    lines += paragraph(window_sentence(last), width, first="  ", indent="  ")
+    lines += paragraph(window_sentence(last, largest_update(view.timeline)), width, first="  ", indent="  ")
     closed = datetime.fromtimestamp(float(last["closed"]), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     kept = f"{plural(len(view.windows), 'window')} of {plural(len(view.runs), 'run')}, the last closed {closed}"
     if view.superseded:
         kept += f"; {plural(view.superseded, 'window')} of abandoned branches kept beside"
     return lines + paragraph(kept, width, style="dim", first="  ", indent="  ")
-
-
-def _site_lines(timeline: pd.DataFrame, width: int, most: int) -> list[Text]:
-    latest = timeline[timeline["window_id"] == timeline["window_id"].iloc[-1]]
-    shown, folded = worst_sites(records(latest), max(most, 1))
-    by_site = dict(iter(timeline.groupby("site_id", sort=False)))
-    cells = _CURVE if width >= _WIDE else _CURVE // 2
-    headings = ["units", "silent over time" if width >= _WIDE else "trend", "silent", "dead", "deaths", "revivals"]
-    rows = [_site_cells(row, by_site[row["site_id"]], cells) for row in shown]
-    taken = [max(cell_len(heading), *(row[place].cell_len for row in rows)) for place, heading in enumerate(headings)]
-    room = max(width - sum(taken) - 2 * len(taken), _LEAST_NAME)
-    names = [Text(shorten(plain_name(row["site"]), room), "bold" if row["silent"] else "") for row in shown]
-    lines = table_lines(["site", *headings], [[name, *row] for name, row in zip(names, rows, strict=True)], left=[0, 2])
-    return [*lines, *([Text(folded_note(folded), "dim")] if folded else [])]
-
-
-def _site_cells(row: Mapping[str, Any], over_time: pd.DataFrame, cells: int) -> list[Text]:
-    return [
-        Text(f"{row['num_units']:,}"),
-        Text(curve(over_time["silent_fraction"].tolist(), cells), "red" if row["silent"] else "green"),
-        Text(percent(row["silent_fraction"]), "yellow" if row["silent"] else "dim"),
-        Text(f"{row['dead']:,}", "red" if row["dead"] else "dim"),
-        *(Text(f"{over_time[name].sum():,.0f}") for name in ("deaths", "revivals")),
-    ]
-
-
-def curve(fractions: Sequence[float], cells: int = _CURVE) -> str:
-    """Fractions as a small curve: ``·`` for none, then eighths; of more than there are cells, the largest of each.
-
-    >>> curve([0.0, 0.01, 0.5, 1.0])
-    '·▁▄█'
-    """
-    size = -(-len(fractions) // cells) or 1
-    highest = [max(fractions[start : start + size]) for start in range(0, len(fractions), size)]
-    return "".join("·" if value <= 0 else _LEVELS[min(int(value * 8 - 1e-9), 7)] for value in highest)
-
-
-def _alert_lines(alerts: pd.DataFrame, width: int) -> list[Text]:
-    lines = [Text("Alerts", "bold")]
-    for row in records(alerts.tail(MAX_ALERTS)):
-        lines += alert_lines(row, width)
-    if (rest := len(alerts) - MAX_ALERTS) > 0:
-        lines.insert(1, Text(f"{rest:,} earlier (relu-doctor export DIR --table alerts has all)", "dim"))
-    return lines
-
-
-def alert_lines(row: Any, width: int) -> list[Text]:
-    """One alert, a row of ``alerts``."""
-    place = f"{shorten(plain_name(row['site']), 40)}: " if row["site"] else ""
-    first = f"{plain_name(row['code'])}  "
-    indent = " " * len(first)
-    lines = paragraph(f"step {row['step']:,}: {place}{plain_name(row['message'])}", width, first=first, indent=indent)
-    lines[0].stylize("bold red", 0, len(first))
-    return lines

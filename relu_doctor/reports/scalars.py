@@ -1,4 +1,4 @@
-"""A diagnosis as flat scalars, under names that stay the same: what any experiment tracker takes."""
+"""A diagnosis and a window as flat scalars, under names that stay the same: what any experiment tracker takes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from relu_doctor.terms import Status
 
 if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis
+    from relu_doctor.training.windows import Window
 
 ALL = "relu_doctor"
 SITES = "relu_doctor_sites"
@@ -38,6 +39,23 @@ def flat_scalars(diagnosis: Diagnosis) -> dict[str, float]:
         found = fractions(units[units["site_id"] == site_id])
         told |= {f"{tags[site_id]}/{name}": value for name, value in found.items()}
     return told
+
+
+def window_scalars(window: Window) -> dict[str, float]:
+    """A diagnosis's scalars, and what its window adds to them; see :meth:`Window.scalars`."""
+    return flat_scalars(window.diagnosis) | {f"{ALL}/{name}": value for name, value in window_numbers(window).items()}
+
+
+def window_numbers(window: Window) -> dict[str, float]:
+    """Of a window, over all sites: ``deaths``, ``revivals``, the largest ``update_ratio``; and the run's own numbers.
+
+    What was not had is left out.
+    """
+    of_sites = window.sites.dropna(axis="columns", how="all")
+    told = {name: float(of_sites[name].sum()) for name in ("deaths", "revivals") if name in of_sites}
+    if "update_ratio" in of_sites:
+        told["update_ratio"] = float(of_sites["update_ratio"].max())
+    return told | dict(window.numbers)
 
 
 def site_tags(diagnosis: Diagnosis) -> dict[str, str]:

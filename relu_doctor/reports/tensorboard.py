@@ -1,8 +1,13 @@
-"""Diagnoses for TensorBoard: fractions per site and in all, histograms of firing rates, verdict and findings."""
+"""Diagnoses for TensorBoard: fractions per site and in all, histograms of firing rates, verdict and findings.
+
+Of a monitor's windows also what changed in them: deaths, updates, and the run's own numbers.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,7 +17,7 @@ import pandas as pd
 from relu_doctor.errors import OutputError
 from relu_doctor.numerals import plural
 from relu_doctor.reports.coverage import coverage_line, coverage_remarks
-from relu_doctor.reports.scalars import ALL, UNKNOWN, fractions, share_of, site_tags
+from relu_doctor.reports.scalars import ALL, UNKNOWN, fractions, share_of, site_tags, window_numbers
 from relu_doctor.reports.verdict import verdict
 from relu_doctor.reports.words import plain_name, ranges
 from relu_doctor.terms import Status
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from relu_doctor.diagnose.diagnosis import Diagnosis
+    from relu_doctor.training.windows import Window
 
 _EDGES = np.linspace(0, 1, 41)  # of the histograms of firing rates
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]()<>#+!|~&-]")
@@ -30,10 +36,14 @@ _MAX_FINDINGS = 50
 class TensorBoardSink:
     """Writes diagnoses as event files that TensorBoard shows. A context manager; closing twice is fine.
 
+    It is called with a :class:`~relu_doctor.training.windows.Window`, too, and so is a sink of a
+    :class:`~relu_doctor.Monitor`, which opens one itself for ``sinks=["tensorboard:runs/exp1"]``.
+
     Per diagnosis: scalars ``relu_doctor/dead_fraction``, ``silent_fraction`` and ``non_finite_fraction``, the same per
     site under ``relu_doctor_sites/<site>/``, histograms ``firing_rate`` of units, and the texts ``relu_doctor/verdict``
     and ``relu_doctor/findings``. A fraction is NaN where nothing is known of the units, so that a diverged network
-    shows a gap, not 0.
+    shows a gap, not 0. Per window also ``relu_doctor/deaths``, ``revivals``, ``update_ratio``, ``loss``, ``lr`` and the
+    like, at its last step, and what it has per site.
 
     Args:
         log_dir: made where it is missing.
@@ -64,10 +74,26 @@ class TensorBoardSink:
             OutputError: the event file cannot be written.
             ValueError: the sink is closed.
         """
+        with self._writing() as writer:
+            _write(writer, diagnosis, step)
+
+    def __call__(self, window: Window) -> None:
+        """Write one window at its last step.
+
+        Raises:
+            OutputError: the event file cannot be written.
+            ValueError: the sink is closed.
+        """
+        with self._writing() as writer:
+            _write(writer, window.diagnosis, window.last_step)
+            _write_window(writer, window)
+
+    @contextmanager
+    def _writing(self) -> Iterator[SummaryWriter]:
         if self._writer is None:
             raise ValueError("expected an open TensorBoardSink, found a closed one; write inside its with block.")
         try:
-            self._write(self._writer, diagnosis, step)
+            yield self._writer
             self._writer.flush()
         except OSError as error:
             raise self._cannot_write(error) from error
@@ -97,20 +123,30 @@ class TensorBoardSink:
             "give a directory that can be written to."
         )
 
-    def _write(self, writer: SummaryWriter, diagnosis: Diagnosis, step: int) -> None:
-        mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
-        units = diagnosis.units
-        own = units[units["site_id"].isin(mortal)]
-        non_finite = {"non_finite_fraction": share_of(units, Status.NON_FINITE)}
-        _scalars(writer, ALL, {**fractions(own), **non_finite}, step)
-        _histogram(writer, ALL, own, step)
-        tags = site_tags(diagnosis)
-        for site_id, rows in units.groupby("site_id", sort=False):
-            non_finite = {"non_finite_fraction": share_of(rows, Status.NON_FINITE)}
-            _scalars(writer, tags[str(site_id)], {**(fractions(rows) if site_id in mortal else {}), **non_finite}, step)
-            _histogram(writer, tags[str(site_id)], rows, step)
-        writer.add_text(f"{ALL}/verdict", verdict_markdown(diagnosis), step)
-        writer.add_text(f"{ALL}/findings", findings_markdown(diagnosis), step)
+
+def _write(writer: SummaryWriter, diagnosis: Diagnosis, step: int) -> None:
+    mortal = {site.site_id for site in diagnosis.table.sites if site.can_die}
+    units = diagnosis.units
+    own = units[units["site_id"].isin(mortal)]
+    non_finite = {"non_finite_fraction": share_of(units, Status.NON_FINITE)}
+    _scalars(writer, ALL, {**fractions(own), **non_finite}, step)
+    _histogram(writer, ALL, own, step)
+    tags = site_tags(diagnosis)
+    for site_id, rows in units.groupby("site_id", sort=False):
+        non_finite = {"non_finite_fraction": share_of(rows, Status.NON_FINITE)}
+        _scalars(writer, tags[str(site_id)], {**(fractions(rows) if site_id in mortal else {}), **non_finite}, step)
+        _histogram(writer, tags[str(site_id)], rows, step)
+    writer.add_text(f"{ALL}/verdict", verdict_markdown(diagnosis), step)
+    writer.add_text(f"{ALL}/findings", findings_markdown(diagnosis), step)
+
+
+def _write_window(writer: SummaryWriter, window: Window) -> None:
+    tags = site_tags(window.diagnosis)
+    _scalars(writer, ALL, window_numbers(window), window.last_step)
+    for row in window.sites.to_dict("records"):
+        tag = tags[str(row.pop("site_id"))]
+        had = {str(name): float(value) for name, value in row.items() if pd.notna(value)}
+        _scalars(writer, tag, had, window.last_step)
 
 
 def verdict_markdown(diagnosis: Diagnosis) -> str:

@@ -9,16 +9,9 @@ from rich.live import Live
 from rich.text import Text
 
 from relu_doctor.diagnose.storage import records
-from relu_doctor.reports.history import (
-    HistoryView,
-    alert_lines,
-    history_lines,
-    look,
-    state_sentence,
-    window_sentence,
-)
-from relu_doctor.reports.lines import encodable, paragraph, print_lines
-from relu_doctor.reports.verdict import verdict
+from relu_doctor.reports.history import HistoryView, history_lines, look, state_sentence
+from relu_doctor.reports.lines import encodable, print_lines
+from relu_doctor.reports.standing import alert_lines, verdict_lines, window_sentence
 from relu_doctor.training.history_reading import RUNNING, HistoryReader
 
 _OTHER_LINES = 16  # of a page, beside its sites
@@ -79,10 +72,9 @@ def _follow(reader: HistoryReader, console: Console, every: float) -> None:
 
 
 def _page(view: HistoryView, console: Console) -> list[Text]:
-    lines = history_lines(view, console.width, most=max(console.height - _OTHER_LINES, 4))
-    if view.diagnosis is not None:
-        lines += [Text(), *paragraph(verdict(view.diagnosis).sentence, console.width, style="bold")]
-    return lines
+    most = max(console.height - _OTHER_LINES, 4)
+    lines = history_lines(view, console.width, most=most, measured=False)
+    return lines if view.diagnosis is None else [*lines, *verdict_lines(view.diagnosis, console.width)]
 
 
 def _group(view: HistoryView, console: Console) -> Group:

@@ -18,6 +18,7 @@ from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.terms import Status
 from relu_doctor.training.evidence import Carrier, Evidence, Sightings
 from relu_doctor.training.lives import Lives, SiteLives
+from relu_doctor.training.maturity import Maturity
 from relu_doctor.training.seen import Seen
 from relu_doctor.training.windows import SITE_COLUMNS, UNIT_COLUMNS
 
@@ -31,15 +32,21 @@ class Closer:
         model: read for its parameters.
         config: thresholds.
         from_start: the run was watched from before its first update.
+        maturity: tells which units are not judged yet.
+
+    Attributes:
+        treatments: those that no window has been judged with: the step after which, the ``site_id``, and bool (units,).
     """
 
-    def __init__(self, model: nn.Module, config: Config, *, from_start: bool) -> None:
+    def __init__(self, model: nn.Module, config: Config, *, from_start: bool, maturity: Maturity) -> None:
         self.lives = Lives()
         self.carrier = Carrier()
         self.sightings = Sightings()
+        self.treatments: list[tuple[int, str, Tensor]] = []
         self._model = model
         self._config = config
         self._from_start = from_start
+        self._maturity = maturity
         self._dormant: dict[str, Tensor] = {}
 
     def close(self, seen: Seen, sites: Sequence[ActivationSite]) -> tuple[Diagnosis, pd.DataFrame, pd.DataFrame]:
@@ -54,6 +61,7 @@ class Closer:
         """
         for digests, count in seen.told:
             self.sightings.add(digests, count, seen.index)
+        self._begin_anew(seen.last_step)
         stats = {site.site_id: self._lived(seen, site) for site in sites if site.site_id in seen.stats}
         evidence = self.carrier.take_in(seen.index, stats)
         table = self._table(seen, sites, evidence)
@@ -76,6 +84,7 @@ class Closer:
                     "update_ratio": _largest(seen.ratios.get(site.site_id)),
                     "weight_norm": float(rows["weight_l2"].mean()),
                     "dormant_overlap": self._overlap(site.site_id, rows),
+                    "effective_rank": seen.effective_ranks.get(site.site_id, float("nan")),
                 }
             )
             of_units.append(self._units(site.site_id, lives, rows, table.coverage, seen.reference.get(site.site_id)))
@@ -83,6 +92,14 @@ class Closer:
         columns = ["site_id", "unit", *UNIT_COLUMNS]
         per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
         return diagnosis, per_site, per_unit
+
+    def _begin_anew(self, last_step: int) -> None:
+        """Forget what units were before they were treated; a window of several ranks may be judged after that."""
+        for step, site_id, units in self.treatments:
+            if step < last_step:
+                self.lives.of(site_id, len(units)).treat(units, step)
+                self.carrier.forget(site_id, units)
+        self.treatments = [each for each in self.treatments if each[0] >= last_step]
 
     def _lived(self, seen: Seen, site: ActivationSite) -> UnitStats:
         """A site's statistics of the window; a unit that only its gradient saw fire is counted as fired once."""
@@ -105,18 +122,26 @@ class Closer:
             num_inputs=most, distinct_inputs=distinct, sampling="observed", mode="train", notes=seen.notes,
             passed="the run's own batches",
         )  # fmt: skip
-        judged = {site_id: self._capped(each, share) for site_id, each in evidence.items()}
+        judged = {site_id: self._capped(site_id, each, share, seen.last_step) for site_id, each in evidence.items()}
         return tabulate(self._model, list(sites), judged, coverage)
 
-    def _capped(self, evidence: Evidence, share: float) -> UnitStats:
-        """Let no unit be silent on more inputs than were distinct; ordinals of inputs mean nothing over windows."""
+    def _capped(self, site_id: str, evidence: Evidence, share: float, last_step: int) -> UnitStats:
+        """Let no unit be silent on more inputs than were distinct; ordinals of inputs mean nothing over windows.
+
+        Of units that are exempt one input at most counts, which proves nothing, and their outputs are not told.
+        """
         windows, place = evidence.since.unique(return_inverse=True)
         distinct = torch.tensor([self.sightings.since(int(window)) for window in windows], dtype=torch.float64)
         most = (distinct[place] / share).floor().long() if share else torch.zeros_like(evidence.since)
         stats, silent = evidence.stats, evidence.stats.inputs_fired == 0
+        young = self._maturity.are_young(self.lives.of(site_id, stats.num_units).treated, last_step)
+        most = torch.where(young, most.clamp_max(1), most)
         inputs = torch.where(silent, torch.minimum(stats.inputs, most), stats.inputs)
+        outputs = torch.where(young, torch.nan, stats.post_abs_sum)
         empty = UnitStats.empty(stats.num_units)
-        return replace(stats, inputs=inputs, first_fired=empty.first_fired, last_fired=empty.last_fired)
+        return replace(
+            stats, inputs=inputs, post_abs_sum=outputs, first_fired=empty.first_fired, last_fired=empty.last_fired
+        )
 
     def _overlap(self, site_id: str, rows: pd.DataFrame) -> float:
         """Which part of the units that were dormant at the last window is so still; NaN where none was."""

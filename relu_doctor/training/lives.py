@@ -16,7 +16,7 @@ class Onset(StrEnum):
 
     NONE = ""
     BORN_DEAD = "born_dead"  # never fired, and was watched from before the first update
-    FOUND_DEAD = "found_dead"  # never fired, and the watching began later
+    FOUND_DEAD = "found_dead"  # never fired, and the watching began later, or anew when it was treated
     DIED = "died"
     REVIVED = "revived"
 
@@ -30,18 +30,36 @@ class SiteLives:
         silent_from: int64, the first step after it at which it was seen to be silent; -1 where it was not.
         dead: bool, whether it was called dead at the last window.
         revived: int64, the step at which it fired again after it had been called dead; -1 for never.
+        treated: int64, the step after which it was treated last, since when all of this is told; -1 for never.
+        lost: bool, whether it was dead when it was treated, and was called neither dead nor revived since.
     """
 
     fired: Tensor
     silent_from: Tensor
     dead: Tensor
     revived: Tensor
+    treated: Tensor
+    lost: Tensor
 
     @classmethod
     def of(cls, num_units: int) -> SiteLives:
         """Units of which nothing is known yet."""
         never = torch.full((num_units,), NEVER, dtype=torch.int64)
-        return cls(never, never.clone(), torch.zeros(num_units, dtype=torch.bool), never.clone())
+        no = torch.zeros(num_units, dtype=torch.bool)
+        return cls(never, never.clone(), no, never.clone(), never.clone(), no.clone())
+
+    def treat(self, units: Tensor, step: int) -> None:
+        """Begin anew for units that were treated; that one was dead is remembered until it fires.
+
+        Args:
+            units: bool (units,).
+            step: after which it was done.
+        """
+        self.lost, self.dead = self.lost | (units & self.dead), self.dead & ~units
+        self.treated = torch.where(units, step, self.treated)
+        self.fired, self.silent_from, self.revived = (
+            torch.where(units, NEVER, each) for each in (self.fired, self.silent_from, self.revived)
+        )
 
     def update(self, fired: Tensor, observed: Tensor) -> None:
         """Take in what a window showed.
@@ -54,7 +72,7 @@ class SiteLives:
         later = fired > self.fired
         self.fired = torch.maximum(self.fired, fired)
         self.silent_from = torch.where(later, torch.full_like(self.silent_from, NEVER), self.silent_from)
-        place = torch.searchsorted(observed, self.fired, right=True)
+        place = torch.searchsorted(observed, torch.maximum(self.fired, self.treated), right=True)
         following = torch.cat([observed, observed.new_tensor([NEVER])])[place]
         self.silent_from = torch.where(self.silent_from == NEVER, following, self.silent_from)
 
@@ -67,28 +85,31 @@ class SiteLives:
         Returns:
             Which units died in it, and which that were dead fired again: bool (units,) each.
         """
-        died = dead & ~self.dead
-        back = self.dead & ~dead & (self.silent_from == NEVER)
+        died = dead & ~self.dead & ~self.lost
+        back = (self.dead | self.lost) & ~dead & (self.fired != NEVER) & (self.silent_from == NEVER)
         self.revived = torch.where(back, self.fired, self.revived)
         self.dead = (self.dead & ~back) | dead
+        self.lost = self.lost & ~back & ~dead
         return died, back
 
     def onsets(self, *, from_start: bool) -> tuple[list[Onset], Tensor]:
         """How each unit came to where it is, and with which update: int64 (units,), -1 for none.
 
-        A unit died with the update after which it fired no more; one that was born dead did so with update 0.
+        A unit died with the update after which it fired no more; one that was born dead did so with update 0. One that
+        has not fired since it was treated was found dead after that update.
 
         Args:
             from_start: the watching began before the first update.
         """
         never = Onset.BORN_DEAD if from_start else Onset.FOUND_DEAD
         kinds, steps = [], torch.full_like(self.fired, NEVER)
-        for unit, (dead, fired, revived) in enumerate(
-            zip(self.dead.tolist(), self.fired.tolist(), self.revived.tolist(), strict=True)
+        for unit, (dead, fired, revived, treated) in enumerate(
+            zip(self.dead.tolist(), self.fired.tolist(), self.revived.tolist(), self.treated.tolist(), strict=True)
         ):
             if dead:
-                kinds.append(never if fired == NEVER else Onset.DIED)
-                steps[unit] = max(fired, 0)
+                unseen = never if treated == NEVER else Onset.FOUND_DEAD
+                kinds.append(unseen if fired == NEVER else Onset.DIED)
+                steps[unit] = max(fired, treated, 0)
             else:
                 kinds.append(Onset.REVIVED if revived != NEVER else Onset.NONE)
                 steps[unit] = revived

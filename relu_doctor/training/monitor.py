@@ -26,10 +26,14 @@ from relu_doctor.observe.parts import PartsProbe
 from relu_doctor.observe.rectifiers.custom import Custom
 from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.statistics.stats import UnitStats
+from relu_doctor.reports.monitoring import MonitorReport
+from relu_doctor.reports.sinks import Sink, Sinks
 from relu_doctor.training.alerts import Alerts
 from relu_doctor.training.closeness import CloseLook
 from relu_doctor.training.closing import Closer
+from relu_doctor.training.effective_rank import effective_ranks
 from relu_doctor.training.history import History
+from relu_doctor.training.maturity import Maturity, find_site
 from relu_doctor.training.numbers import RunNumbers
 from relu_doctor.training.ranks import Ranks, Together, find_ranks
 from relu_doctor.training.saved import restore, state_of
@@ -38,15 +42,14 @@ from relu_doctor.training.seen import Seen, in_steps
 from relu_doctor.training.updates import UpdateMeter
 from relu_doctor.training.windows import Alert, Window
 
-Sink = Callable[[Window], object]
-
 
 class Monitor:
     """Watches the rectifiers of a model while it is trained; a context manager.
 
     Every ``every`` steps the run's own forward is observed in full. In between, the gradients of the biases tell which
-    units fire, at the cost of reading them. After ``window`` steps what was seen becomes a
-    :class:`~relu_doctor.Diagnosis`; a unit without enough evidence stays unproven, and its evidence is carried on.
+    units fire, at the cost of reading them: after each of the first 100 steps, then after every tenth. After
+    ``window`` steps what was seen becomes a :class:`~relu_doctor.Diagnosis`; a unit without enough evidence stays
+    unproven, and its evidence is carried on.
 
     Args:
         model: that is trained; wrapped or not.
@@ -57,7 +60,8 @@ class Monitor:
             falls silent in training and fires on them did not die by its parameters. They are held; each window costs
             one forward of each.
         history: a directory that keeps every window, or an open :class:`~relu_doctor.History`.
-        sinks: called with each :class:`~relu_doctor.training.windows.Window` that closes.
+        sinks: called with each :class:`~relu_doctor.training.windows.Window` that closes; or ``"tensorboard:DIR"`` and
+            ``"jsonl:FILE"``, which the monitor opens and closes.
         on_alert: called with each :class:`~relu_doctor.training.windows.Alert`, at once.
         config: a profile's name, a path, a mapping or a :class:`~relu_doctor.Config`.
         rectifiers: classes of your own activation modules, as for :func:`~relu_doctor.scan`.
@@ -66,6 +70,13 @@ class Monitor:
         ranks: where several processes train the model, all of them make a monitor: what they see is merged, and rank 0
             reports, in :meth:`step` of a later step. ``"all"`` are those of DistributedDataParallel or FSDP2, and of a
             model without either all of ``torch.distributed``; ``"alone"`` merges nothing; or a process group.
+        effective_rank: per window and site, the effective rank (Roy and Vetterli 2007) of its outputs, rows x units, in
+            the last forward of the window that was observed; of several ranks, of rank 0's own inputs. A row is a
+            position of an input; at most 1,024 are taken, evenly. It costs a copy of these rows per site, held until
+            the window closes, and then an eigenvalue problem: 0.1 s for 512 units, 0.5 s for thousands. NaN where the
+            outputs were not seen.
+        maturity: for so many steps from the beginning of the run, and from its treatment (:meth:`treated`), a unit is
+            not called dead or dormant, and no alert speaks of it; its evidence is gathered and counts afterwards.
 
     Attributes:
         diagnosis: the latest; ``None`` before the first window has closed, and in ranks that do not report.
@@ -76,6 +87,7 @@ class Monitor:
         ConfigError: an argument is out of range.
         UnsupportedModelError: the model cannot be observed.
         HistoryError: the history cannot be written.
+        OutputError: a sink cannot be written to.
     """
 
     _closed = True  # until it is attached
@@ -85,22 +97,29 @@ class Monitor:
         model: nn.Module,
         *,
         optimizer: Optimizer | Iterable[Optimizer] | None = None,
-        every: int = 20,
-        window: int = 200,
+        every: int = 50,
+        window: int = 500,
         reference: Iterable[Any] | None = None,
         history: str | Path | History | None = None,
-        sinks: Iterable[Sink] = (),
+        sinks: Sink | str | Iterable[Sink | str] = (),
         on_alert: Callable[[Alert], object] | None = None,
         config: Config | Mapping[str, Any] | str | Path | None = None,
         rectifiers: Custom = (),
         start_step: int = 0,
         parts: bool = False,
         ranks: Any = "all",
+        effective_rank: bool = False,
+        maturity: int = 0,
     ) -> None:
         thresholds = load_config(config)
         self._schedule = Schedule(_count("every", every), _count("window", window), _count("start_step", start_step, 0))
         self._ranks: Together = find_ranks(model, ranks, window)
-        options = {"rectifiers": rectifiers, "unit_axis": lambda name: thresholds.for_site(name).unit_axis}
+        self._maturity = Maturity(_count("maturity", maturity, 0))
+        options = {
+            "rectifiers": rectifiers,
+            "unit_axis": lambda name: thresholds.for_site(name).unit_axis,
+            "samples": effective_rank,
+        }
         self._live = self._probe(model, options, parts=parts)
         self.model = self._live.model
         self.diagnosis: Diagnosis | None = None
@@ -108,14 +127,14 @@ class Monitor:
         self._config = thresholds
         self._optimizers = _optimizers(optimizer)
         self._numbers = RunNumbers(self._optimizers)
-        self._closer = Closer(self.model, thresholds, from_start=start_step == 0)
+        self._closer = Closer(self.model, thresholds, from_start=start_step == 0, maturity=self._maturity)
         self._alerts = Alerts(on_alert, thresholds)
-        self._sinks = tuple(sinks)
         self._reference = [] if reference is None else [reference] if isinstance(reference, Tensor) else list(reference)
         self._watch: GradientWatch | None = None
         self._meter: UpdateMeter | None = None
         self._heard: Mapping[str, torch.Tensor] = {}  # of a run that is resumed, by the gradient watch
         self._look = CloseLook()
+        self._has_news = False  # gradients were read in this step
         self._sites: list[ActivationSite] = []
         self._known = (0, 0)  # how many sites this process has met, and which version of what all know
         self._observed: list[tuple[int, int]] = []  # first ordinal and step of what was observed in this window
@@ -126,7 +145,12 @@ class Monitor:
         self._seen_forwards = 0
         self._warned: set[str] = set()
         history = history if self._ranks.reports else None
-        self._history = History.open(history) if isinstance(history, str | Path) else history
+        self._sinks = Sinks(sinks, reports=self._ranks.reports)
+        try:
+            self._history = History.open(history) if isinstance(history, str | Path) else history
+        except BaseException:
+            self._sinks.close()
+            raise
         self._owns_history = isinstance(history, str | Path)
         self._handles = [
             *before_steps(self._optimizers, self._before_update),
@@ -155,7 +179,9 @@ class Monitor:
 
         Args:
             loss: of the step, a number or a tensor of one element; a device is not waited for.
-            grad_norm: of all gradients, where the loop has it.
+            grad_norm: of all gradients, where the loop has it. Else that of all gradients of the optimizers is
+                taken, as they find them (clipped, and without the scale of a ``GradScaler``), at the steps that are
+                observed in full; later than the first 100, at most at one in ten.
 
         Returns:
             A diagnosis when a window has closed, else ``None``; of several ranks, in the one that reports.
@@ -185,6 +211,32 @@ class Monitor:
             yield
         finally:
             self._live.paused -= 1
+
+    def treated(self, site: str, units: Any) -> None:
+        """Some units were treated just now: re-initialised, rescaled, moved. What is known of them begins anew.
+
+        What they were silent on before is no evidence any more, and for ``maturity`` steps they are not judged. One
+        that was dead and fires again is ``revived``; one that stays silent is found dead after this step. To be called
+        between two steps, right after :meth:`step`; of several ranks by each alike.
+
+        Args:
+            site: its name or ``site_id``, as in :attr:`sites`.
+            units: indices, or bool (units,).
+
+        Raises:
+            ConfigError: there is no such site, or no such unit.
+            MonitorError: the monitor is closed.
+        """
+        if self._closed:
+            raise MonitorError("treated() was called on a closed monitor; call it while the run is watched.")
+        self._learn_sites()
+        whose = find_site(self._sites, site)
+        which = self._maturity.treat(whose, units, self._schedule.step)
+        if self._ranks.reports:
+            self._closer.treatments.append((self._schedule.step, whose.site_id, which))
+        self._live.forget(whose.site_id, which)
+        if self._watch is not None:
+            self._watch.forget(whose.site_id, which)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run that is resumed needs to go on as if it had not stopped: plain values and tensors on the CPU.
@@ -224,11 +276,17 @@ class Monitor:
             for handle in self._handles:
                 handle.remove()
             self._live.close()
-            if self._history is not None and self._owns_history:
-                try:
-                    self._history.end(reason)
-                finally:
-                    self._history.close()
+            try:
+                self._sinks.close()
+            finally:
+                self._end_history(reason)
+
+    def _end_history(self, reason: str) -> None:
+        if self._history is not None and self._owns_history:
+            try:
+                self._history.end(reason)
+            finally:
+                self._history.close()
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -254,6 +312,19 @@ class Monitor:
         """One row per window and site."""
         return pd.DataFrame(self._timeline)
 
+    def report(self) -> MonitorReport:
+        """How the run stands now: its numbers, the worst sites, the alerts and the verdict; to be printed."""
+        return MonitorReport(
+            step=self._schedule.step,
+            made=self._schedule.step - self._schedule.start,
+            windows=self.windows,
+            next_close=None if self._closed else self._schedule.next_close,
+            reports=self._ranks.reports,
+            window=self._last,
+            timeline=self.timeline,
+            alerts=self.alerts,
+        )
+
     def _probe(self, model: nn.Module, options: Mapping[str, Any], *, parts: bool) -> LiveProbe:
         if isinstance(self._ranks, Ranks) and self._ranks.in_step:
             return InStepProbe(model, self._wants, self._ranks, **options)
@@ -261,25 +332,46 @@ class Monitor:
 
     def _wants(self) -> bool:
         wanted = self._schedule.wants()
-        if wanted and (not self._observed or self._observed[-1][1] != self._schedule.current):
+        if wanted and not self._is_observed:
             self._observed.append((self._live.num_inputs, self._schedule.current))
         return wanted
 
-    def _before_update(self, has_gradients: bool) -> None:
-        if has_gradients:
-            self._read_gradients()
-        if self._meter is not None and not self._ratios:
-            self._meter.before()
+    @property
+    def _is_observed(self) -> bool:
+        """Whether a forward of the step that is being made was observed in full."""
+        return bool(self._observed) and self._observed[-1][1] == self._schedule.current
 
-    def _after_update(self, had_gradients: bool) -> None:
-        if not had_gradients:  # a closure made them
-            self._read_gradients()
-        if self._meter is not None and self._meter.is_open:
-            self._ratios = self._meter.after()
+    def _before_update(self, optimizer: Optimizer, has_gradients: bool) -> None:
+        try:
+            if has_gradients:
+                self._read_gradients(optimizer)
+            if self._meter is not None and not self._ratios:
+                self._meter.before()
+        except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+            self._give_up_watching(error)
 
-    def _read_gradients(self) -> None:
-        if self._watch is not None:
-            self._watch.read(self._schedule.current)
+    def _after_update(self, optimizer: Optimizer, had_gradients: bool) -> None:
+        try:
+            if not had_gradients:  # a closure made them
+                self._read_gradients(optimizer)
+            if self._meter is not None and self._meter.is_open:
+                self._ratios = self._meter.after()
+        except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+            self._give_up_watching(error)
+
+    def _give_up_watching(self, error: Exception) -> None:
+        self._watch = self._meter = None
+        self._warn(
+            f"the gradients and updates could not be read ({type(error).__name__}: {error}); they are not followed any "
+            "more, the training is as it was."
+        )
+
+    def _read_gradients(self, optimizer: Optimizer | None = None) -> None:
+        if optimizer is not None and self._is_observed and self._schedule.measures():
+            self._numbers.read_gradients(optimizer)
+        if self._watch is not None and self._schedule.listens() and self._watch.read(self._schedule.current):
+            self._has_news = True
+            self._numbers.heard(self._watch.norm)
 
     def _learn_sites(self) -> None:
         """Take in sites that a forward has shown for the first time."""
@@ -299,20 +391,23 @@ class Monitor:
         """Look closely where gradients show that units fell silent together; speak when that has been seen."""
         if self._watch is None or self._ranks.in_step:  # all processes must observe the same steps
             return
-        if self._look.is_called_for(self._watch) and not self._schedule.is_close:
+        has_news, self._has_news = self._has_news, False
+        if has_news and self._look.is_called_for(self._watch) and not self._schedule.is_close:
             self._schedule.look_closely()
             self._look.begin(self._schedule.current, self._live.num_inputs)
         elif self._look.since is not None and not self._schedule.is_close:
             stats = self._live.probe.stats.get(PHASE, {})
+            step, rates = self._schedule.current, self._numbers.learning_rates()
             for wave in self._look.end(
-                self._sites, stats, self._watch, self._live.num_inputs, self._numbers.learning_rates()
+                self._sites, stats, self._watch, self._live.num_inputs, rates, self._maturity, step
             ):
                 if self._ranks.reports:
-                    self._alerts.wave(wave, self._schedule.current)
+                    self._alerts.wave(wave, step)
 
     def _take_window(self) -> Seen:
         """What was seen since the window before."""
         stats = self._live.probe.stats.pop(PHASE, {})
+        outputs, self._live.probe.outputs = self._live.probe.outputs, {}
         observed, self._observed = self._observed, []
         self._learn_sites()
         ordinals = torch.tensor([ordinal for ordinal, _ in observed], dtype=torch.int64)
@@ -330,6 +425,7 @@ class Monitor:
             told=self._live.take_digests(),
             numbers=self._numbers.close(),
             reference=self._referred(),
+            effective_ranks=effective_ranks(self._sites, outputs) if self._ranks.reports else {},
         )
         self._first_step, self._ratios = self._schedule.current, {}
         return seen
@@ -379,7 +475,7 @@ class Monitor:
 
     def _hand_out(self, window: Window) -> None:
         """Give a window to the history and to each sink; one that raises is told of once, and training goes on."""
-        takers: list[tuple[str, Sink]] = [(_name(sink), sink) for sink in self._sinks]
+        takers = list(self._sinks)
         if self._history is not None:
             takers.insert(0, ("the history", self._history.append))
         for name, take in takers:
@@ -433,7 +529,3 @@ def _count(name: str, value: object, least: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}.")
     return value
-
-
-def _name(sink: Sink) -> str:
-    return f"the sink {getattr(sink, '__name__', type(sink).__name__)}"

@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from relu_doctor.errors import ConfigError
 
 Number = float | Tensor
+_READ = "grad_norm_read"  # as the optimizers find it, beside the one that the loop tells
 
 
 class Mean:
@@ -33,7 +35,7 @@ class Mean:
 
 
 class RunNumbers:
-    """What the training loop tells about itself.
+    """What the training loop tells about itself, and what its optimizers show.
 
     Args:
         optimizers: whose learning rates are read.
@@ -41,14 +43,28 @@ class RunNumbers:
 
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._optimizers = tuple(optimizers)
-        self._means = {"loss": Mean(), "grad_norm": Mean()}
+        self._means = {name: Mean() for name in ("loss", "grad_norm", "watched_grad_norm", _READ)}
+        self._norms: dict[Optimizer, Tensor] = {}  # of the step that is being made
+
+    def read_gradients(self, optimizer: Optimizer) -> None:
+        """Take in the norm of all gradients of an optimizer, as they are now."""
+        norm = gradient_norm(optimizer)
+        if norm is not None:
+            self._norms[optimizer] = norm
+
+    def heard(self, norm: Number) -> None:
+        """Take in the norm of the gradients that the watch has read."""
+        self._means["watched_grad_norm"].add(norm)
 
     def take_in(self, **values: object) -> None:
-        """One step's numbers.
+        """One step's numbers; several optimizers' gradients are taken together.
 
         Raises:
             ConfigError: one of them is no number.
         """
+        if self._norms:
+            self._means[_READ].add(_number("grad_norm", get_total_norm(self._norms.values())))
+            self._norms = {}
         for name, value in values.items():
             if value is not None:
                 self._means[name].add(_number(name, value))
@@ -61,14 +77,36 @@ class RunNumbers:
         }
 
     def close(self) -> dict[str, float]:
-        """The numbers of the window that closes; those that were told."""
+        """The numbers of the window that closes; a gradient norm that was told counts before those that were read."""
         means = {name: mean.take() for name, mean in self._means.items()}
+        read = means.pop(_READ)
+        if means["grad_norm"] is None:
+            means["grad_norm"] = read
         return {name: value for name, value in means.items() if value is not None} | self.learning_rates()
+
+
+@torch.no_grad()
+def gradient_norm(optimizer: Optimizer) -> Tensor | None:
+    """The 2-norm of all gradients of an optimizer; on their device, which is not waited for.
+
+    Gradients that a ``GradScaler`` leaves scaled, for a fused optimizer, are told as they are without the scale.
+
+    Returns:
+        A scalar; ``None`` where there is no gradient, or one is spread over processes.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients or any(type(gradient) is not Tensor for gradient in gradients):
+        return None
+    dense = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    norm = get_total_norm(dense)
+    scale = getattr(optimizer, "grad_scale", None)
+    return norm if scale is None else norm / scale
 
 
 def _number(name: str, value: object) -> Number:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return value.detach().reshape(()).to(torch.float64 if value.device.type == "cpu" else torch.float32)
+        return float(value.item()) if value.device.type == "cpu" else value.detach().reshape(()).to(torch.float32)
     if isinstance(value, int | float):
         return float(value)
     found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

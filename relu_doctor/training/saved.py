@@ -24,7 +24,7 @@ from relu_doctor.training.numbers import Mean, RunNumbers
 if TYPE_CHECKING:
     from relu_doctor.training.monitor import Monitor
 
-VERSION = 1
+VERSION = 2
 _STATISTICS = tuple(each.name for each in fields(UnitStats) if "law" in each.metadata)
 _LIVES = tuple(each.name for each in fields(SiteLives))
 
@@ -43,11 +43,13 @@ def state_of(monitor: Monitor) -> dict[str, Any]:
         "first_step": monitor._first_step,
         "alerts": [list(known) for known in sorted(monitor._alerts._known)],
         "lives": {site_id: _tensors(lives, _LIVES) for site_id, lives in closer.lives.sites.items()},
+        "treated": _clones(monitor._maturity.treated),
+        "treatments": [[step, site_id, units.clone()] for step, site_id, units in closer.treatments],
         "carried": _carried_of(closer.carrier),
         "sightings": _sightings_of(closer.sightings),
         "dormant": {site_id: units.clone() for site_id, units in closer._dormant.items()},
         "heard": {} if monitor._watch is None else monitor._watch.heard(),
-        "usual": None if look._usual is None else look._usual.to("cpu", copy=True),
+        "usual": None if look._usual is None else torch.from_numpy(look._usual.copy()),
         "open": {
             "stats": {site_id: _stats_of(stats) for site_id, stats in open_stats.items()},
             "observed": [list(each) for each in monitor._observed],
@@ -84,6 +86,8 @@ def restore(monitor: Monitor, state: Mapping[str, Any]) -> None:
     monitor._alerts._known = {(code, site) for code, site in state["alerts"]}
     closer.lives = Lives()
     closer.lives.sites = {site_id: SiteLives(**_clones(kept)) for site_id, kept in state["lives"].items()}
+    monitor._maturity.treated = _clones(state["treated"])
+    closer.treatments = [(step, site_id, units.clone()) for step, site_id, units in state["treatments"]]
     closer.carrier = _carrier_from(state["carried"])
     closer.sightings = _sightings_from(state["sightings"])
     closer._dormant = _clones(state["dormant"])
@@ -103,7 +107,7 @@ def _restore_open(monitor: Monitor, kept: Mapping[str, Any], usual: Tensor | Non
     live._told = [(_numbers(told), count) for told, count in kept["told"]]
     monitor._ratios = _clones(kept["ratios"])
     look.since, look._first_ordinal = kept["close_since"], kept["close_ordinal"]
-    look._usual = None if usual is None else usual.clone()
+    look._usual = None if usual is None else usual.numpy().copy()
     _restore_numbers(monitor._numbers, kept["numbers"])
 
 

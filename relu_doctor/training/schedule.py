@@ -1,8 +1,10 @@
-"""Which steps are observed in full, and when a window closes."""
+"""Which steps are observed in full, after which the gradients are read, and when a window closes."""
 
 from __future__ import annotations
 
 FIRST = 3  # steps at the beginning of a run: whether units are born dead, and whether the first updates kill
+EACH = 100  # steps at the beginning of a run whose gradients are all read
+LISTEN = 10  # steps from one whose gradients are read to the next, after these
 CLOSELY = 3  # steps after gradients have shown that many units fell silent
 
 
@@ -30,6 +32,11 @@ class Schedule:
         return self.step + 1
 
     @property
+    def next_close(self) -> int:
+        """The step with which the open window closes."""
+        return self.start + ((self.step - self.start) // self.window + 1) * self.window
+
+    @property
     def is_close(self) -> bool:
         """Whether steps are observed one by one for what gradients have shown."""
         return self._closely > 0
@@ -38,6 +45,19 @@ class Schedule:
         """Whether the step that is being made is to be observed in full."""
         made = self.step - self.start
         return self._closely > 0 or made < FIRST or made % self.every == 0
+
+    def listens(self) -> bool:
+        """Whether the gradients of the step that is being made are to be read."""
+        made = self.step - self.start
+        return self._closely > 0 or made < EACH or made % LISTEN == 0
+
+    def measures(self) -> bool:
+        """Whether the norm of all gradients is to be taken, if the step that is being made is observed in full.
+
+        It costs a look at every gradient; where steps are observed more often, one in so many is enough.
+        """
+        made = self.step - self.start
+        return made < EACH or made // LISTEN > (made - self.every) // LISTEN
 
     def look_closely(self) -> None:
         """Observe the next steps in full."""

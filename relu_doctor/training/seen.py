@@ -30,6 +30,7 @@ class Seen:
         told: digests and number of the inputs of each forward that was observed.
         numbers: the run's own.
         reference: per ``site_id``, what the reference batches showed, where there are any.
+        effective_ranks: per ``site_id``, of the process's own outputs, where they are wanted.
     """
 
     index: int
@@ -44,6 +45,7 @@ class Seen:
     told: Sequence[tuple[list[int] | None, int]]
     numbers: Mapping[str, float]
     reference: Mapping[str, UnitStats] = field(default_factory=dict)
+    effective_ranks: Mapping[str, float] = field(default_factory=dict)
 
 
 def nothing(first_step: int) -> Seen:

@@ -48,12 +48,12 @@ class Window:
         diagnosis: of what was observed in it, and of the evidence carried on to it.
         sites: one row per site, in forward order: ``site_id`` and ``SITE_COLUMNS``; NaN where a number was not had.
         units: one row per unit, in the order of ``diagnosis.units``: ``site_id``, ``unit`` and ``UNIT_COLUMNS``.
-            ``onset`` is ``born_dead``, ``found_dead`` (the watching began later), ``died``, ``revived`` or empty; steps
-            are global, -1 for none. ``reference_inputs`` and ``reference_fired`` count the reference batches' inputs,
-            and those that fired the unit: a unit that is silent in training and fires there did not die by its
-            parameters, the data have changed.
-        numbers: of the run: ``loss``, ``grad_norm``, ``lr`` (``lr/1`` … of further groups), ``observed_steps``,
-            ``observed_inputs``; those that were had.
+            ``onset`` is ``born_dead``, ``found_dead`` (the watching began later, or anew with a treatment), ``died``,
+            ``revived`` or empty; steps are global, -1 for none. ``reference_inputs`` and ``reference_fired`` count the
+            reference batches' inputs, and those that fired the unit: a unit that is silent in training and fires there
+            did not die by its parameters, the data have changed.
+        numbers: of the run: ``loss``, ``grad_norm``, ``watched_grad_norm`` (of the biases alone that the gradient watch
+            reads), ``lr`` (``lr/1`` … of further groups), ``observed_steps``, ``observed_inputs``; those that were had.
         alerts: raised since the window before.
     """
 
@@ -66,3 +66,13 @@ class Window:
     units: pd.DataFrame
     numbers: Mapping[str, float]
     alerts: tuple[Alert, ...] = ()
+
+    def scalars(self) -> dict[str, float]:
+        """Flat numbers for any experiment tracker, under names that stay the same.
+
+        Those of :meth:`Diagnosis.scalars() <relu_doctor.Diagnosis.scalars>`, and under ``relu_doctor/`` what was had of
+        ``deaths``, ``revivals``, ``update_ratio`` (the largest of all units) and ``numbers``.
+        """
+        from relu_doctor.reports.scalars import window_scalars
+
+        return window_scalars(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from relu_doctor.demo.running import run_stories, scan_line
+from relu_doctor.demo.running import run_stories, scan_line, watch_line
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,21 @@ def test_the_collapsed_guess_with_a_dead_layer(results):
 def test_the_diverged_is_not_finite(results):
     """NaN is told as NaN."""
     assert results["diverged-mlp"].after.diagnosis.summary["severity"] == "non_finite"
+
+
+def test_the_killing_rate_is_named_within_the_first_updates_and_the_sound_runs_stay_quiet(results):
+    """The monitor's alert says which update, at which learning rate, and which units; where all is well, nothing."""
+    for net in ("mlp", "cnn"):
+        assert results[f"sound-{net}"].run.alerts == ()
+        assert watch_line(results[f"sound-{net}"]) == "quiet for all 900 updates."
+        collapsed = results[f"collapsed-{net}"]
+        alert = collapsed.run.alerts[0]
+        assert alert.code == "RD701"
+        assert alert.step <= 20
+        assert 1 <= alert.evidence["update"] < alert.step
+        assert alert.evidence["lr"] == collapsed.run.story.learning_rate == 1
+        assert alert.message.startswith(f"update {alert.evidence['update']} at lr 1: {alert.evidence['silent']} of ")
+        assert watch_line(collapsed) == f"after update {alert.step} of 225: {alert.message} [RD701]."
 
 
 def test_the_scan_lines_name_files_that_are_there(results, monkeypatch):

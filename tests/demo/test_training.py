@@ -10,9 +10,10 @@ import torch
 
 from relu_doctor.demo.data import digits, split_digits, validation
 from relu_doctor.demo.models import make_cnn, make_mlp
-from relu_doctor.demo.stories import STORIES, diverged, sound
+from relu_doctor.demo.stories import STORIES, collapsed, diverged, sound
 from relu_doctor.demo.training import train_story
 from relu_doctor.errors import OutputError, ReLUDoctorError
+from tests.training.test_monitor import same
 
 BRIEF = replace(sound("cnn"), epochs=2, checkpoint_epochs=(0, 1), batch_size=128)
 
@@ -75,6 +76,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
     first, again, other = (read(run.final.path)["model_state_dict"] for run in runs)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("story", [BRIEF, replace(collapsed("mlp"), epochs=2, checkpoint_epochs=(0, 1))])
+def test_a_run_that_is_watched_is_the_same_run(story, tmp_path):
+    """Weights, momenta and accuracies come out the same, bit for bit, with a monitor and without."""
+    plain, watched = (train_story(story, tmp_path / str(on), seed=1, monitored=on) for on in (False, True))
+    assert plain.alerts == ()
+    assert [alert.code for alert in watched.alerts[:1]] == ["RD701"] * (story is not BRIEF)
+    for one, other in zip(plain.checkpoints, watched.checkpoints, strict=True):
+        assert same(read(one.path), read(other.path))
 
 
 def test_training_leaves_random_state_threads_and_modes_as_they_were(tmp_path):

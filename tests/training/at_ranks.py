@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,7 @@ class Kept:
                 "coverage": (coverage.num_inputs, coverage.distinct_inputs),
                 "notes": coverage.notes,
                 "numbers": dict(window.numbers),
+                "effective_rank": dict(zip(window.sites["site_id"], window.sites["effective_rank"], strict=True)),
             }
         )
 
@@ -179,6 +180,34 @@ def replayed(states: list[dict[str, Tensor]], count: int) -> list[dict[str, Any]
                 model(*batches[step]).square().mean().backward()
             monitor.step()
     return kept.windows
+
+
+def treatment(rank: int) -> dict[str, Any]:
+    """Each rank tells its monitor of a treated unit; the first replays what all of them saw, and their treatments."""
+    count = dist.get_world_size()
+    found = treated([rank], count, "all")
+    if rank == 0:
+        found["replayed"] = treated(range(count), count, "alone")["windows"]
+    dist.barrier()
+    return found
+
+
+def treated(whose: Iterable[int], count: int, ranks: str) -> dict[str, Any]:
+    """A run on the batches of some ranks, in which a unit is treated."""
+    model, kept, site = branching(), Kept(), ""
+    data = [batches_of(rank, count, 45) for rank in whose]
+    options: dict[str, Any] = {"every": 1, "window": WINDOW, "effective_rank": True, "maturity": 9}
+    with Monitor(model, sinks=[kept], ranks=ranks, **options) as monitor:
+        for step in range(45):
+            for batches in data:
+                model(*batches[step])
+            monitor.step()
+            if step == 22:
+                site = monitor._sites[0].site_id
+                monitor.treated(site, [0])
+    with torch.no_grad():
+        outputs = F.relu(model.a(data[0][-1][0]))
+    return {"windows": kept.windows, "site": site, "outputs": outputs}
 
 
 def sequence(group: Any) -> int:
@@ -245,7 +274,8 @@ def fully_sharded(rank: int) -> dict[str, Any]:
         kept, losses = Kept(), []
         monitor = None
         if name == "monitored":
-            monitor = Monitor(model, optimizer=optimizer, every=EVERY, window=WINDOW, sinks=[kept])
+            options: dict[str, Any] = {"every": EVERY, "window": WINDOW, "effective_rank": True}
+            monitor = Monitor(model, optimizer=optimizer, sinks=[kept], **options)
         for x, ways in batches_of(rank, count):
             ways = torch.stack([ways[:, 0] | True, ways[:, 1] & False], 1)
             if name == "bare":
@@ -393,6 +423,7 @@ def several(rank: int) -> dict[str, Any]:
         "one monitor": one_monitor,
         "in error": in_error,
         "apart": apart,
+        "treatment": treatment,
         "destroyed": destroyed,
     }
     return {name: act(rank) for name, act in acts.items()}

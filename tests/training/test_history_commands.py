@@ -16,7 +16,8 @@ from rich.cells import cell_len
 
 from relu_doctor.errors import ReLUDoctorWarning
 from relu_doctor.reports.exports import frames
-from relu_doctor.reports.history import curve, look, render_history_text
+from relu_doctor.reports.history import look, render_history_text
+from relu_doctor.reports.standing import curve
 from relu_doctor.training.history import History
 from relu_doctor.training.history_schema import UNIT_DATA
 from relu_doctor.training.windows import Alert
@@ -61,11 +62,13 @@ def test_the_report_tells_the_story(run, kept):
     assert (result.code, result.err) == (0, "")
     told = " ".join(result.out.split())
     assert result.out.startswith("Ended: finished.\n")
-    assert "step 29; loss 0.04762, lr 0.1; 53.8 % of 13 units silent (7 dead)" in told
+    numbers = "step 29; loss 0.04762, lr 0.1, largest update 0.2 % of its weights"
+    assert f"{numbers}; 53.8 % of 13 units silent (7 dead)" in told
     assert "3 windows of 2 runs" in told
     assert "2 windows of abandoned branches kept beside" in told
     assert "··▆" in result.out
     assert "RD701 step 20: =HYPERLINK(1)[red]\\x1b[31m: units fell silent" in told
+    assert "site max update weight norm" in told
     assert "Critical: 7 of 13 units" in told
     assert "RD205" in told
     assert "\x1b" not in result.out
@@ -95,7 +98,7 @@ def test_a_running_history_and_one_without_windows(run, tmp_path):
         history.append(window_of(scanned()))
         shown = run("report", tmp_path).out
         assert shown.startswith("Running: this process ")
-        assert "1 of 13 units silent" in shown or "7.69 % of 13 units silent" in shown
+        assert "7.69 % of 13 units silent" in " ".join(shown.split())
         assert json.loads(run("report", tmp_path, "--format", "json").out)["state"] == "running"
         once = run("watch", tmp_path, "--once")
         assert (once.code, once.err) == (0, "")

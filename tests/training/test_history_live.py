@@ -131,6 +131,7 @@ def test_ctrl_c_leaves_a_terminal_quietly(tmp_path, size):
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # tests in the background: off
         )
         os.close(theirs)
         shown = b""

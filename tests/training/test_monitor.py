@@ -386,3 +386,30 @@ def test_a_model_without_rectifiers_is_told():
         run = train(model, batches(20), optimizer, monitor)
     assert len(run.losses) == 20
     assert len(monitor.units) == 0
+
+
+def test_gradients_that_cannot_be_read_end_the_watch_and_not_the_run():
+    """A tensor class of the user's own refuses what is asked of it."""
+
+    class Sealed(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            if getattr(func, "__name__", "") in {"numpy", "cat", "detach", "isfinite", "ne", "__ne__"}:
+                raise RuntimeError("sealed")
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with (
+        pytest.warns(MonitorWarning, match="could not be read.*sealed"),
+        Monitor(model, optimizer=optimizer) as monitor,
+    ):
+        for step, (x, y) in enumerate(batches(6)):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if step == 4:
+                for parameter in model.parameters():
+                    parameter.grad = parameter.grad.as_subclass(Sealed)
+            optimizer.step()
+            monitor.step()
+    assert monitor.diagnosis is not None and monitor.diagnosis.units["inputs"].max() > 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from relu_doctor.observe.statistics.stats import UnitStats
+from relu_doctor.training.effective_rank import effective_rank
 from relu_doctor.training.flat import Extra, Layout, header_of, merged, pack, unpack
 from relu_doctor.training.seen import Seen, nothing
 from tests.training import at_ranks
@@ -45,7 +46,8 @@ def assert_same_windows(
         assert by_unit(one, "lives", lives) == by_unit(other, "lives", lives)
         told, meant = by_unit(one, "units", MOMENTS), by_unit(other, "units", MOMENTS)
         for unit, values in meant.items():
-            assert told[unit] == pytest.approx(values, rel=1e-9, abs=1e-12)
+            numbers = [float(value) for value in values]
+            assert [float(value) for value in told[unit]] == pytest.approx(numbers, rel=1e-9, abs=1e-12, nan_ok=True)
         for name in ("observed_steps", "observed_inputs"):
             assert one["numbers"][name] == other["numbers"][name]
 
@@ -96,6 +98,7 @@ def test_a_fully_sharded_run_is_the_same_run_and_its_counts_are_whole(pair):
     first = pair[0]["fully sharded"]
     assert_same_windows(first["windows"], first["replayed"])
     assert any("gradients and updates are not followed" in note for note in first["windows"][0]["notes"])
+    assert all(each["effective_rank"][site] > 1 for each in first["windows"] for site in each["units"]["site_id"])
     assert not pair[1]["fully sharded"]["windows"]
 
 
@@ -160,6 +163,19 @@ def test_a_lost_rank_holds_nobody_up_beyond_the_time_out(how, tmp_path):
     assert inputs[:1] + inputs[2:] == [240, 120, 120, 120, 120, 48]
     assert inputs[1] in {240, 120}  # on its way when the rank was lost
     assert any("rank 0 of 2 alone" in note for note in found["windows"][-1]["notes"])
+
+
+def test_a_unit_that_all_ranks_say_was_treated_begins_anew(pair):
+    """As in one process that replays them; the effective rank is of rank 0's own outputs."""
+    first = pair[0]["treatment"]
+    assert_same_windows(first["windows"], first["replayed"])
+    told = [by_unit(window, "units", ("status", "inputs"))[(first["site"], 0)] for window in first["windows"]]
+    assert [status for status, _ in told] == ["unproven", "dead", "unproven", "dead", "dead"]
+    assert told[-1][1] == 22 * 48 - 5
+    ranks = [window["effective_rank"][first["site"]] for window in first["windows"]]
+    assert ranks[-1] == pytest.approx(effective_rank(first["outputs"]))
+    assert len(set(ranks)) == 5
+    assert not pair[1]["treatment"]["windows"]
 
 
 # What travels

@@ -34,6 +34,7 @@ class Watch:
         writes: what its forward writes to its own parameters.
         tokens: every position that is no padding is evidence by itself.
         gradients: its forward asks autograd, and counts on gradients being enabled around it.
+        sampled: the phase of which some rows of the sites' outputs are kept; empty for none.
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ class Watch:
     inside_custom: list[int] = field(default_factory=list)
     tokens: bool = False
     gradients: bool = False
+    sampled: str = ""
 
 
 class UnknownCallError(Exception):

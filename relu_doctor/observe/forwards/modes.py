@@ -51,7 +51,8 @@ class ForwardMode(WatchingMode):
         self.watch = watch
         self.reading = reading
         self.phase = phase
-        self.recorder = Recorder(watch.known, reading, watch.statistics, tokens=watch.tokens)
+        samples = watch.sampled == phase
+        self.recorder = Recorder(watch.known, reading, watch.statistics, tokens=watch.tokens, samples=samples)
         self.ledger = Ledger()
         self.slices = Slices(watch.known.names)
         self.rows = RowFollower(reading.num_inputs, reading.axis)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from relu_doctor.observe.forwards.layout import Layout, Sample, Seen, layout_of_rows, read_layout
+from relu_doctor.observe.forwards.outputs import OutputRows
 from relu_doctor.observe.forwards.pieces import Arrangement
 from relu_doctor.observe.forwards.registry import CallRegistry, Reading
 from relu_doctor.observe.inputs.feeding import sent
@@ -110,20 +111,34 @@ class Staged:
 
 
 class Recorder:
-    """Reduces each call to numbers as it happens; no activation outlives its call.
+    """Reduces each call to numbers as it happens; no activation outlives its call, but for rows that are asked for.
 
     Args:
         known: what is known of the model's calls; remarks go there.
         reading: how the forward's inputs are counted.
         statistics: how much to measure.
         tokens: every position that is no padding is evidence by itself.
+        samples: some rows of each site's outputs are kept.
+
+    Attributes:
+        outputs: those rows, per ``site_id``.
     """
 
-    def __init__(self, known: CallRegistry, reading: Reading, statistics: Statistics, *, tokens: bool = False) -> None:
+    def __init__(
+        self,
+        known: CallRegistry,
+        reading: Reading,
+        statistics: Statistics,
+        *,
+        tokens: bool = False,
+        samples: bool = False,
+    ) -> None:
         self.known = known
         self.reading = reading
         self.least = statistics is Statistics.MINIMAL
         self.tokens = tokens
+        self.outputs: dict[str, OutputRows] = {}
+        self._samples = samples
         self._staged: dict[str, Staged] = {}
 
     def begin(self, site: ActivationSite, pre: Tensor, sample: Sample | None, rows: Rows | None = None) -> Pending:
@@ -215,7 +230,11 @@ class Recorder:
     def end(self, pending: Pending, post: Any) -> None:
         """Take in a rectifier's output, of which the statistics do not follow from its input where it does not clip."""
         site, layout = pending.site, pending.layout
-        if self.least or site.rectifier.clips or not isinstance(post, Tensor) or post.shape != pending.shape:
+        if not isinstance(post, Tensor) or post.shape != pending.shape:
+            return
+        if self._samples:
+            self._sample(pending, post.detach())
+        if self.least or site.rectifier.clips:
             return
         post, first, total = post.detach(), 0, None
         for piece in self._arrangement(post, layout, site).pieces(post, site):
@@ -225,6 +244,16 @@ class Recorder:
             first += len(piece)
         if total is not None:
             pending.summary.put_output(total)
+
+    def _sample(self, pending: Pending, post: Tensor) -> None:
+        site = pending.site
+        try:
+            arrangement = self._arrangement(post, pending.layout, site)
+            rows = self.outputs.setdefault(site.site_id, OutputRows())
+            rows.take(arrangement.pieces(post, site), arrangement.shape, pending.valid)
+        except Exception as error:  # noqa: BLE001  the other statistics do not depend on it
+            self.outputs.pop(site.site_id, None)
+            self.known.note(f"{site.base_name}: its outputs could not be sampled ({type(error).__name__}: {error})")
 
     def stage(self, pending: Pending) -> None:
         """Keep a call's numbers until the forward is committed."""
