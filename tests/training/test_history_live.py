@@ -62,6 +62,10 @@ def _until(holds, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+def _hears_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "relu_doctor", *map(str, arguments)]
 
@@ -131,7 +135,7 @@ def test_ctrl_c_leaves_a_terminal_quietly(tmp_path, size):
             stderr=subprocess.PIPE,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # tests in the background: off
+            preexec_fn=_hears_interrupts,  # noqa: PLW1509  tests that run in the background do not
         )
         os.close(theirs)
         shown = b""

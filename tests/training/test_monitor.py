@@ -400,10 +400,9 @@ def test_gradients_that_cannot_be_read_end_the_watch_and_not_the_run():
 
     model = perceptron()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with (
-        pytest.warns(MonitorWarning, match="could not be read.*sealed"),
-        Monitor(model, optimizer=optimizer) as monitor,
-    ):
+    monitor = Monitor(model, optimizer=optimizer)
+
+    def sealed_run() -> None:
         for step, (x, y) in enumerate(batches(6)):
             optimizer.zero_grad()
             F.cross_entropy(model(x), y).backward()
@@ -412,4 +411,9 @@ def test_gradients_that_cannot_be_read_end_the_watch_and_not_the_run():
                     parameter.grad = parameter.grad.as_subclass(Sealed)
             optimizer.step()
             monitor.step()
-    assert monitor.diagnosis is not None and monitor.diagnosis.units["inputs"].max() > 0
+
+    with pytest.warns(MonitorWarning, match=r"could not be read.*sealed"):
+        sealed_run()
+    monitor.close()
+    assert monitor.diagnosis is not None
+    assert monitor.diagnosis.units["inputs"].max() > 0
