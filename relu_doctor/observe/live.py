@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from relu_doctor.errors import UnsupportedModelError
 from relu_doctor.observe.forwards.calls import UnknownCallError
 from relu_doctor.observe.forwards.lenient import LiveForward
 from relu_doctor.observe.forwards.registry import Reading
@@ -49,6 +50,9 @@ class LiveProbe:
         unit_axis: gives the unit axis of a site by its base name, where the user named one.
         samples: some rows of each site's outputs in the last forward are kept, in ``probe.outputs``.
 
+    Raises:
+        UnsupportedModelError: the model is a ScriptModule.
+
     Attributes:
         probe: what is known and what was counted, under the phase ``train``.
         num_forwards: forwards that counted so far.
@@ -69,6 +73,11 @@ class LiveProbe:
         samples: bool = False,
     ) -> None:
         self.model = behind_wrappers(model)
+        if isinstance(self.model, torch.jit.ScriptModule):
+            raise UnsupportedModelError(
+                "a ScriptModule takes no hooks by which its forwards could be watched: give the module that it was "
+                "made of, or scan() this one between two epochs."
+            )
         self.probe = Probe(self.model, statistics=statistics, rectifiers=rectifiers, unit_axis=unit_axis)
         self.probe.watch.sampled = PHASE if samples else ""
         self.num_forwards = 0

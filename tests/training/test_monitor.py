@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from relu_doctor.errors import ConfigError, DyingUnitsWarning, MonitorError, MonitorWarning
+from relu_doctor.errors import ConfigError, DyingUnitsWarning, MonitorError, MonitorWarning, UnsupportedModelError
 from relu_doctor.training.monitor import Monitor
 from tests.training.loops import Net, batches, perceptron, train
 
@@ -417,3 +417,10 @@ def test_gradients_that_cannot_be_read_end_the_watch_and_not_the_run():
     monitor.close()
     assert monitor.diagnosis is not None
     assert monitor.diagnosis.units["inputs"].max() > 0
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_model_is_refused_in_a_sentence():
+    """It takes no hooks."""
+    with pytest.raises(UnsupportedModelError, match="ScriptModule"):
+        Monitor(torch.jit.script(perceptron()))
