@@ -170,8 +170,9 @@ class GradientWatch:
         np.copyto(self.last_fired.numpy(), step, where=fired)
         speaking = np.add.reduceat(fired, self._starts, dtype=np.float32)
         np.subtract(1, speaking / self._sizes, out=self.silent.numpy())
-        counted = values * self._counts.numpy()
-        self.norm = float(np.sqrt(counted.dot(counted)))
+        with np.errstate(over="ignore", invalid="ignore"):  # where the run diverges
+            counted = values * self._counts.numpy()
+            self.norm = float(np.sqrt(counted.dot(counted)))
 
     def _read_some(self, found: list[Tensor | None], step: int) -> bool:
         """Where some parameters have no gradient (frozen, not reached by this step's loss), or they are on devices."""

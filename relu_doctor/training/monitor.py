@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -113,8 +113,9 @@ class Monitor:
     ) -> None:
         thresholds = load_config(config)
         self._schedule = Schedule(_count("every", every), _count("window", window), _count("start_step", start_step, 0))
-        self._ranks: Together = find_ranks(model, ranks, window)
         self._maturity = Maturity(_count("maturity", maturity, 0))
+        self._optimizers = _optimizers(optimizer)
+        self._ranks: Together = find_ranks(model, ranks, window)
         options = {
             "rectifiers": rectifiers,
             "unit_axis": lambda name: thresholds.for_site(name).unit_axis,
@@ -125,7 +126,6 @@ class Monitor:
         self.diagnosis: Diagnosis | None = None
         self.windows = 0
         self._config = thresholds
-        self._optimizers = _optimizers(optimizer)
         self._numbers = RunNumbers(self._optimizers)
         self._closer = Closer(self.model, thresholds, from_start=start_step == 0, maturity=self._maturity)
         self._alerts = Alerts(on_alert, thresholds)
@@ -145,12 +145,12 @@ class Monitor:
         self._seen_forwards = 0
         self._warned: set[str] = set()
         history = history if self._ranks.reports else None
-        self._sinks = Sinks(sinks, reports=self._ranks.reports)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._ranks.leave, broken=True)
+            self._sinks = Sinks(sinks, reports=self._ranks.reports)
+            undo.callback(self._sinks.close)
             self._history = History.open(history) if isinstance(history, str | Path) else history
-        except BaseException:
-            self._sinks.close()
-            raise
+            undo.pop_all()
         self._owns_history = isinstance(history, str | Path)
         self._handles = [
             *before_steps(self._optimizers, self._before_update),
