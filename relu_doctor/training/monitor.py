@@ -343,6 +343,8 @@ class Monitor:
 
     def _before_update(self, optimizer: Optimizer, has_gradients: bool) -> None:
         try:
+            if self._watch is None:
+                self._learn_sites()
             if has_gradients:
                 self._read_gradients(optimizer)
             if self._meter is not None and not self._ratios:
