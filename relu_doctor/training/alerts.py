@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -27,6 +27,7 @@ class Wave:
         update: the last one before which they fired.
         silent: units that fired up to it and on none of the inputs since.
         inputs: on which they were silent.
+        until: the first at which it was looked again, less one: the update that silenced them is one of these.
         learning_rates: at that update.
     """
 
@@ -34,7 +35,8 @@ class Wave:
     update: int
     silent: int
     inputs: int
-    learning_rates: Mapping[str, float]
+    until: int = 0
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_large(self) -> bool:
@@ -58,6 +60,7 @@ class Alerts:
         self._config = config
         self._known: set[tuple[str, str]] = set()
         self._open: list[Alert] = []
+        self._untold: list[Alert] = []
         self.raised: list[Alert] = []
 
     def take(self) -> tuple[Alert, ...]:
@@ -65,17 +68,26 @@ class Alerts:
         taken, self._open = tuple(self._open), []
         return taken
 
+    def tell(self) -> None:
+        """Tell those that were raised since this was called last, each as a warning and to ``on_alert``."""
+        untold, self._untold = self._untold, []
+        for alert in untold:
+            warnings.warn(f"step {alert.step}: {alert.message} [{alert.code}]", DyingUnitsWarning, stacklevel=4)
+            if self._on_alert is not None:
+                self._on_alert(alert)
+
     def wave(self, wave: Wave, step: int) -> None:
         """Many units fell silent with one update."""
         rates = sorted(set(wave.learning_rates.values()))
         at = f" at lr {rates[-1]:g}" if rates else ""
         suspected = "; suspected: learning rate" if rates else ""
+        which = f"update {wave.update}" if wave.until <= wave.update else f"updates {wave.update} to {wave.until}"
         self._raise(
             Alert(
                 "RD701",
                 step,
                 wave.site.name,
-                f"update {wave.update}{at}: {wave.silent} of {wave.site.num_units} units of {wave.site.name} fired "
+                f"{which}{at}: {wave.silent} of {wave.site.num_units} units of {wave.site.name} fired "
                 f"before it and none since, {plural(wave.inputs, 'input')}{suspected}",
                 {"update": wave.update, "silent": wave.silent, "inputs": wave.inputs, **wave.learning_rates},
             )
@@ -105,6 +117,4 @@ class Alerts:
         self._known.add((alert.code, alert.site))
         self.raised.append(alert)
         self._open.append(alert)
-        if self._on_alert is not None:
-            self._on_alert(alert)
-        warnings.warn(f"step {alert.step}: {alert.message} [{alert.code}]", DyingUnitsWarning, stacklevel=4)
+        self._untold.append(alert)

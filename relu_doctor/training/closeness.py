@@ -12,6 +12,7 @@ from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.training.alerts import WAVE_SHARE, WAVE_UNITS, Wave
 from relu_doctor.training.maturity import Maturity
+from relu_doctor.training.seen import in_steps
 
 _USUAL = 0.2  # weight of the newest step in what is usual
 
@@ -26,6 +27,7 @@ class CloseLook:
     def __init__(self) -> None:
         self.since: int | None = None
         self._first_ordinal = 0
+        self._inputs: dict[str, int] = {}  # that each site had seen in its window when the look began
         self._usual: Array | None = None  # per site that the gradients follow, the share that is silent as a rule
 
     def is_called_for(self, watch: GradientWatch) -> bool:
@@ -42,22 +44,23 @@ class CloseLook:
         self._usual += np.where(jump, more, _USUAL * more) if called_for else _USUAL * more
         return called_for
 
-    def begin(self, step: int, first_ordinal: int) -> None:
+    def begin(self, step: int, first_ordinal: int, stats: Mapping[str, UnitStats]) -> None:
         """Every step from one on is observed.
 
         Args:
             step: the first of them.
             first_ordinal: of its first input.
+            stats: of the window so far.
         """
         self.since, self._first_ordinal = step, first_ordinal
+        self._inputs = {site_id: _most_inputs(each) for site_id, each in stats.items()}
 
     def end(
         self,
         sites: Sequence[ActivationSite],
         stats: Mapping[str, UnitStats],
+        observed: Sequence[tuple[int, int]],
         watch: GradientWatch,
-        num_inputs: int,
-        learning_rates: Mapping[str, float],
         maturity: Maturity,
         step: int,
     ) -> list[Wave]:
@@ -66,25 +69,33 @@ class CloseLook:
         Args:
             sites: all.
             stats: of the window so far.
+            observed: first ordinal and step of what was observed in it.
             watch: knows when each unit had its last gradient.
-            num_inputs: the ordinal of the next input.
-            learning_rates: as they are.
             maturity: which units are exempt.
             step: that is being made.
         """
-        since, self.since = self.since, None
+        since, self.since = self.since or 0, None
+        ordinals = torch.tensor([ordinal for ordinal, _ in observed], dtype=torch.int64)
+        steps = torch.tensor([at for _, at in observed], dtype=torch.int64)
         waves = []
         for site in sites:
             span, here = watch.span(site.site_id), stats.get(site.site_id)
-            inputs = num_inputs - self._first_ordinal
-            if span is None or here is None or inputs <= 0:
+            if span is None or here is None:
                 continue
-            before = watch.last_fired[span].cpu()
-            silent = (here.last_fired.cpu() < self._first_ordinal) & (before >= 0)
-            silent &= before <= (since or 0)  # others of several processes may have seen it fire
+            inputs, before_it = _most_inputs(here), self._inputs.get(site.site_id, 0)
+            inputs -= before_it if before_it <= inputs else 0  # a window may have closed in between
+            if inputs <= 0:  # it was not called: a branch that is not taken any more
+                continue
+            fired = torch.maximum(watch.last_fired[span].cpu(), in_steps(here, ordinals, steps).last_fired)
+            silent = (here.last_fired.cpu() < self._first_ordinal) & (fired >= 0)
+            silent &= fired <= since  # others of several processes may have seen it fire
             silent &= ~maturity.exempt(site, step)
-            updates, counts = torch.unique(before[silent], return_counts=True)
+            updates, counts = torch.unique(fired[silent], return_counts=True)
             if len(updates):
                 most = int(counts.argmax())
-                waves.append(Wave(site, int(updates[most]), int(counts[most]), inputs, learning_rates))
+                waves.append(Wave(site, int(updates[most]), int(counts[most]), inputs))
         return [wave for wave in waves if wave.is_large]
+
+
+def _most_inputs(stats: UnitStats) -> int:
+    return int(stats.inputs.max()) if stats.num_units else 0

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from relu_doctor.config import Config, load_config
 from relu_doctor.diagnose.diagnosis import Diagnosis
-from relu_doctor.errors import ConfigError, MonitorError, MonitorWarning
+from relu_doctor.errors import ConfigError, DyingUnitsWarning, MonitorError, MonitorWarning, ReLUDoctorError
 from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps, own_optimizer
 from relu_doctor.observe.instep import InStepProbe
 from relu_doctor.observe.live import PHASE, LiveProbe
@@ -41,6 +41,10 @@ from relu_doctor.training.schedule import Schedule
 from relu_doctor.training.seen import Seen, in_steps
 from relu_doctor.training.updates import UpdateMeter
 from relu_doctor.training.windows import Alert, Window
+
+_PATIENCE = 20  # steps without an update or a gradient, after which it is told
+_UNSTEPPED = 500  # forwards before the first step, after which it is told
+_LOOKS = {2, 20, 200, 2000}  # steps without a forward, after which it is looked for what calls the model now
 
 
 class Monitor:
@@ -143,6 +147,8 @@ class Monitor:
         self._timeline: list[dict[str, object]] = []
         self._last: Window | None = None
         self._seen_forwards = 0
+        self._updates = self._without = 0  # updates of the step that is being made, steps in a row that saw none
+        self._unseen = 0  # steps in a row without a forward
         self._warned: set[str] = set()
         history = history if self._ranks.reports else None
         with ExitStack() as undo:
@@ -160,6 +166,11 @@ class Monitor:
         self._closed = False
         if self._history is not None and self._owns_history:
             self._history.begin(config=thresholds, start_step=start_step + 1)
+
+        own = {id(parameter) for parameter in self.model.parameters()}
+        trained = [p for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]]
+        if trained and own and not any(id(parameter) in own for parameter in trained):
+            self._warn("optimizer= trains no parameter of the model: give the one that does.")
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +206,9 @@ class Monitor:
         self._numbers.take_in(loss=loss, grad_norm=grad_norm)
         if not self._optimizers:
             self._read_gradients()
+        self._measure_update()
         self._check_forwards()
+        self._check_updates()
         self._learn_sites()
         self._look_at_waves()
         if self._schedule.advance():
@@ -285,6 +298,8 @@ class Monitor:
         if self._history is not None and self._owns_history:
             try:
                 self._history.end(reason)
+            except (ReLUDoctorError, OSError) as error:  # what the user's own code raised must not be lost for that
+                self._warn(f"the history could not be ended: {error} What was committed is there.")
             finally:
                 self._history.close()
 
@@ -332,6 +347,10 @@ class Monitor:
 
     def _wants(self) -> bool:
         wanted = self._schedule.wants()
+        if self._live.num_forwards - self._seen_forwards == _UNSTEPPED and not self._schedule.made:
+            self._warn(
+                f"{_UNSTEPPED} forwards with gradients were made and step() was not called: call it after each update."
+            )
         if wanted and not self._is_observed:
             self._observed.append((self._live.num_inputs, self._schedule.current))
         return wanted
@@ -343,21 +362,33 @@ class Monitor:
 
     def _before_update(self, optimizer: Optimizer, has_gradients: bool) -> None:
         try:
+            self._updates += 1
+            self._numbers.note_rates(self._schedule.current)
+            meter = self._meter  # in the step that shows the sites, some frameworks make the forward only now
             if self._watch is None:
                 self._learn_sites()
             if has_gradients:
                 self._read_gradients(optimizer)
-            if self._meter is not None and not self._ratios:
-                self._meter.before()
+            if meter is not None and not self._ratios and self._updates == 1:  # the others' updates are to come
+                meter.before()
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
             self._give_up_watching(error)
 
     def _after_update(self, optimizer: Optimizer, had_gradients: bool) -> None:
         try:
-            if not had_gradients:  # a closure made them
+            if not had_gradients:  # a closure made them, and perhaps the first forward
+                if self._watch is None:
+                    self._learn_sites()
                 self._read_gradients(optimizer)
-            if self._meter is not None and self._meter.is_open:
-                self._ratios = self._meter.after()
+        except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+            self._give_up_watching(error)
+
+    def _measure_update(self) -> None:
+        """All optimizers have made their updates."""
+        if self._meter is None or not self._meter.is_open:
+            return
+        try:
+            self._ratios = self._meter.after()
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
             self._give_up_watching(error)
 
@@ -396,15 +427,15 @@ class Monitor:
         has_news, self._has_news = self._has_news, False
         if has_news and self._look.is_called_for(self._watch) and not self._schedule.is_close:
             self._schedule.look_closely()
-            self._look.begin(self._schedule.current, self._live.num_inputs)
+            self._look.begin(self._schedule.current, self._live.num_inputs, self._live.probe.stats.get(PHASE, {}))
         elif self._look.since is not None and not self._schedule.is_close:
             stats = self._live.probe.stats.get(PHASE, {})
-            step, rates = self._schedule.current, self._numbers.learning_rates()
-            for wave in self._look.end(
-                self._sites, stats, self._watch, self._live.num_inputs, rates, self._maturity, step
-            ):
+            step, observed = self._schedule.current, self._observed
+            for wave in self._look.end(self._sites, stats, observed, self._watch, self._maturity, step):
                 if self._ranks.reports:
-                    self._alerts.wave(wave, step)
+                    until = self._schedule.next_look(wave.update) - 1
+                    self._alerts.wave(replace(wave, until=until, learning_rates=self._numbers.rates_at(until)), step)
+            self._tell_alerts()
 
     def _take_window(self) -> Seen:
         """What was seen since the window before."""
@@ -453,6 +484,7 @@ class Monitor:
         self.windows += 1
         self._note_timeline(window)
         self._hand_out(window)
+        self._tell_alerts()
         return window
 
     def _referred(self) -> Mapping[str, UnitStats]:
@@ -465,6 +497,17 @@ class Monitor:
             self._warn(f"the reference batches could not be run ({type(error).__name__}: {error}); they are left out.")
             self._reference = []
             return {}
+
+    def _tell_alerts(self) -> None:
+        try:
+            self._alerts.tell()
+        except DyingUnitsWarning:  # the user has made warnings errors
+            raise
+        except Exception as error:  # noqa: BLE001  a pager that is down must not end a training run
+            self._warn(
+                f"on_alert= raised {type(error).__name__}: {error}; the training goes on, and the alerts are kept.",
+                key="on_alert",
+            )
 
     def _note_timeline(self, window: Window) -> None:
         rows = window.diagnosis.sites.merge(window.sites, on="site_id", how="left")
@@ -492,6 +535,9 @@ class Monitor:
 
     def _check_forwards(self) -> None:
         forwards, self._seen_forwards = self._live.num_forwards - self._seen_forwards, self._live.num_forwards
+        self._unseen = 0 if forwards else self._unseen + 1
+        if self._unseen in _LOOKS and self._live.num_forwards:
+            self._live.find_compiled()  # it may be called through that by now
         if forwards or self._schedule.step - self._schedule.start > 1:
             if not self._live.num_forwards and not self._live.find_compiled():
                 self._warn(
@@ -505,6 +551,24 @@ class Monitor:
                 )
             for kind, message in self._live.failures.items():
                 self._warn(f"{kind}: {message}; these forwards were not observed, the training is as it was.", key=kind)
+
+    def _check_updates(self) -> None:
+        """Speak where the optimizers make no updates, or leave no gradients to be read."""
+        updates, self._updates = self._updates, 0
+        idle = not updates if self._optimizers else self._watch is not None and not self._has_news
+        self._without = self._without + 1 if idle and (self._optimizers or self._schedule.listens()) else 0
+        if self._without != _PATIENCE:
+            return
+        if self._optimizers:
+            self._warn(
+                f"no optimizer that the monitor was given has made an update in {_PATIENCE} steps: gradients and "
+                "updates are not followed; give optimizer= the one that trains the model."
+            )
+        else:
+            self._warn(
+                f"no gradient was left to be read in {_PATIENCE} steps: give the monitor optimizer=, or call step() "
+                "before zero_grad()."
+            )
 
     def _failures(self) -> list[str]:
         return [f"{kind}: {message}" for kind, message in self._live.failures.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from relu_doctor.errors import ConfigError
 
 Number = float | Tensor
+_RATES = 1000  # changes of the learning rates that are remembered
 _READ = "grad_norm_read"  # as the optimizers find it, beside the one that the loop tells
 
 
@@ -44,7 +46,20 @@ class RunNumbers:
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._optimizers = tuple(optimizers)
         self._means = {name: Mean() for name in ("loss", "grad_norm", "watched_grad_norm", _READ)}
+        self._rates: deque[tuple[int, list[float]]] = deque(maxlen=_RATES)  # those that differ, and since which step
         self._norms: dict[Optimizer, Tensor] = {}  # of the step that is being made
+
+    def note_rates(self, step: int) -> None:
+        """The learning rates of an update; those that lie on a device are not waited for."""
+        groups = [group.get("lr") for optimizer in self._optimizers for group in optimizer.param_groups]
+        rates = [rate for rate in groups if isinstance(rate, int | float)]
+        if not self._rates or self._rates[-1][1] != rates:
+            self._rates.append((step, rates))
+
+    def rates_at(self, step: int) -> dict[str, float]:
+        """The learning rates of an update, under the names of :meth:`learning_rates`."""
+        then = next((rates for at, rates in reversed(self._rates) if at <= step), None)
+        return {f"lr/{place}" if place else "lr": float(rate) for place, rate in enumerate(then or ())}
 
     def read_gradients(self, optimizer: Optimizer) -> None:
         """Take in the norm of all gradients of an optimizer, as they are now."""

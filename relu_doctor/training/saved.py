@@ -71,10 +71,18 @@ def restore(monitor: Monitor, state: Mapping[str, Any]) -> None:
     Raises:
         MonitorError: the monitor has made a step, or the state is none of a monitor.
     """
+    given: object = state
+    if not isinstance(given, Mapping):
+        raise MonitorError(f"expected the state of a monitor, as state_dict() gives it, found {type(given).__name__}.")
     if state.get("version") != VERSION:
         raise MonitorError(
             f"expected the state of a monitor (version {VERSION}), found version {state.get('version')!r}; "
             "begin anew, with start_step= of the run."
+        )
+    missing = sorted(set(state_of(monitor)) - set(state))
+    if missing:
+        raise MonitorError(
+            f"expected the state of a monitor, as state_dict() gives it, found one without {missing[0]!r}."
         )
     if monitor._seen_forwards or monitor._schedule.step != monitor._schedule.start:
         raise MonitorError("load_state_dict() was called after step(); call it right after the monitor was made.")

@@ -27,6 +27,11 @@ class Schedule:
         self._closely = 0
 
     @property
+    def made(self) -> int:
+        """Steps made since the beginning."""
+        return self.step - self.start
+
+    @property
     def current(self) -> int:
         """The step that is being made, from 1: its forward comes before its update."""
         return self.step + 1
@@ -34,7 +39,7 @@ class Schedule:
     @property
     def next_close(self) -> int:
         """The step with which the open window closes."""
-        return self.start + ((self.step - self.start) // self.window + 1) * self.window
+        return self.start + (self.made // self.window + 1) * self.window
 
     @property
     def is_close(self) -> bool:
@@ -43,12 +48,11 @@ class Schedule:
 
     def wants(self) -> bool:
         """Whether the step that is being made is to be observed in full."""
-        made = self.step - self.start
-        return self._closely > 0 or made < FIRST or made % self.every == 0
+        return self._closely > 0 or self._observes(self.current)
 
     def listens(self) -> bool:
         """Whether the gradients of the step that is being made are to be read."""
-        made = self.step - self.start
+        made = self.made
         return self._closely > 0 or made < EACH or made % LISTEN == 0
 
     def measures(self) -> bool:
@@ -56,8 +60,19 @@ class Schedule:
 
         It costs a look at every gradient; where steps are observed more often, one in so many is enough.
         """
-        made = self.step - self.start
+        made = self.made
         return made < EACH or made // LISTEN > (made - self.every) // LISTEN
+
+    def next_look(self, step: int) -> int:
+        """The first step after one at which it shows whether units fire, by the forward or by gradients."""
+        step += 1
+        while not (step - 1 - self.start < EACH or (step - 1 - self.start) % LISTEN == 0 or self._observes(step)):
+            step += 1
+        return step
+
+    def _observes(self, step: int) -> bool:
+        made = step - 1 - self.start
+        return made < FIRST or made % self.every == 0
 
     def look_closely(self) -> None:
         """Observe the next steps in full."""
@@ -71,4 +86,4 @@ class Schedule:
         """
         self.step += 1
         self._closely = max(0, self._closely - 1)
-        return (self.step - self.start) % self.window == 0
+        return self.made % self.window == 0

@@ -56,8 +56,9 @@ class UpdateMeter:
         """
         ratios: dict[nn.Parameter, Tensor] = {}
         for parameter, before in self._copies.items():
-            change = (parameter.detach() - before).flatten(1).norm(dim=1, dtype=torch.float32)
-            ratios[parameter] = change / before.flatten(1).norm(dim=1, dtype=torch.float32)
+            change = _norms(parameter.detach() - before)
+            if bool(change.any()):  # else it was not updated in this step
+                ratios[parameter] = (change / _norms(before)).float()
         found: dict[str, Tensor] = {}
         for site_id, rows in self._rows.items():
             of_terms = [_of_rows(ratios[parameter].cpu(), own) for parameter, own in rows if parameter in ratios]
@@ -70,6 +71,13 @@ class UpdateMeter:
     def discard(self) -> None:
         """Let the copies go."""
         self._copies = {}
+
+
+def _norms(values: Tensor) -> Tensor:
+    """Of each row, in float32 or better."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=wide)
+    return norms
 
 
 def _of_rows(values: Tensor, rows: Tensor) -> Tensor:

@@ -424,3 +424,98 @@ def test_a_scripted_model_is_refused_in_a_sentence():
     """It takes no hooks."""
     with pytest.raises(UnsupportedModelError, match="ScriptModule"):
         Monitor(torch.jit.script(perceptron()))
+
+
+def test_an_alert_that_cannot_be_sent_ends_nothing():
+    """The pager is down: it is told once, and the window that was due is kept."""
+
+    def broken(alert):
+        raise OSError("pager down")
+
+    def kill(step: int) -> None:
+        if step == 12:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+
+    model, windows = perceptron(), []
+    monitor = Monitor(model, optimizer=sgd(model), every=5, window=20, on_alert=broken, sinks=[windows.append])
+    with pytest.warns(MonitorWarning, match="pager down"), pytest.warns(DyingUnitsWarning):
+        train(model, batches(40), monitor._optimizers[0], monitor, kill)
+    assert [window.last_step for window in windows] == [20, 40]
+    assert [alert.code for alert in monitor.alerts][:1] == ["RD701"]
+
+
+def test_the_named_learning_rate_is_that_of_the_killing_update():
+    """A single large one; the rate is back to its usual when the alert speaks."""
+    model = perceptron()
+    optimizer = sgd(model)
+
+    def rates(step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 if step == 6 else 0.01
+        if step == 7:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+
+    monitor = Monitor(model, optimizer=optimizer, every=50, window=100)
+    with pytest.warns(DyingUnitsWarning, match=r"update 6 at lr 0.5: "):
+        train(model, batches(20), optimizer, monitor, rates)
+    assert monitor.alerts[0].evidence["lr"] == 0.5
+
+
+def test_a_branch_that_is_not_taken_any_more_did_not_die():
+    """Its rectifier saw no input: nobody is accused."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.out = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 4)
+            self.both = True
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x))
+            return self.out(hidden + torch.relu(self.second(x)) if self.both else hidden)
+
+    def turn(step: int) -> None:
+        model.both = step < 30
+
+    torch.manual_seed(0)
+    model = Branches()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DyingUnitsWarning)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        optimizer.zero_grad = lambda: [p.grad.zero_() for p in model.parameters() if p.grad is not None]
+        monitor = Monitor(model, optimizer=optimizer, every=5, window=100)
+        train(model, batches(60), optimizer, monitor, turn)
+    assert monitor.alerts == ()
+
+
+def test_a_model_that_is_compiled_in_the_middle_is_followed():
+    """Eager steps first, then those of a wrapper that was compiled around it."""
+    model = perceptron()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    windows = []
+    with Monitor(model, optimizer=optimizer, every=5, window=40, sinks=[windows.append]) as monitor:
+        called = model
+        for step, (x, y) in enumerate(batches(80)):
+            if step == 40:
+                called = torch.compile(model, backend="eager")
+            optimizer.zero_grad()
+            F.cross_entropy(called(x), y).backward()
+            optimizer.step()
+            monitor.step()
+    assert windows[1].numbers["observed_steps"] >= 6
+
+
+def test_models_in_float64_and_several_optimizers_have_update_ratios():
+    """Each parameter is measured once all optimizers have made their step."""
+    model = perceptron().double()
+    parts = [torch.optim.SGD(model[place].parameters(), lr=0.01) for place in (0, 2, 4)]
+    with Monitor(model, optimizer=parts, every=5, window=20) as monitor:
+        for x, y in batches(20):
+            model.zero_grad()
+            F.cross_entropy(model(x.double()), y).backward()
+            for part in parts:
+                part.step()
+            monitor.step()
+    assert (monitor.sites["update_ratio"] > 0).all()

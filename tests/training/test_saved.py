@@ -93,6 +93,10 @@ def test_misuse_is_told_in_a_sentence():
         state = monitor.state_dict()
         with pytest.raises(MonitorError, match="expected the state of a monitor"):
             monitor.load_state_dict({"weight": 3})
+        with pytest.raises(MonitorError, match="found NoneType"):
+            monitor.load_state_dict(None)
+        with pytest.raises(MonitorError, match="without"):
+            monitor.load_state_dict({"version": state["version"]})
         trained(model, optimizer, monitor, batches(1))
         with pytest.raises(MonitorError, match="after step"):
             monitor.load_state_dict(state)
