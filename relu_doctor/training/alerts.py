@@ -45,7 +45,7 @@ class Wave:
 
 
 class Alerts:
-    """Raises alerts, each once per site.
+    """Raises alerts, each once per site; of waves those that double what came before.
 
     Args:
         on_alert: called with each.
@@ -61,6 +61,7 @@ class Alerts:
         self._known: set[tuple[str, str]] = set()
         self._open: list[Alert] = []
         self._untold: list[Alert] = []
+        self._silenced: dict[str, int] = {}  # units of each site, by waves so far
         self.raised: list[Alert] = []
 
     def take(self) -> tuple[Alert, ...]:
@@ -77,7 +78,12 @@ class Alerts:
                 self._on_alert(alert)
 
     def wave(self, wave: Wave, step: int) -> None:
-        """Many units fell silent with one update."""
+        """Many units fell silent with one update; of a site, one that is smaller than all before is not told."""
+        before = self._silenced.get(wave.site.site_id, 0)
+        self._silenced[wave.site.site_id] = before + wave.silent
+        if wave.silent < before:
+            return
+        self._known.discard(("RD701", wave.site.name))
         rates = sorted(set(wave.learning_rates.values()))
         at = f" at lr {rates[-1]:g}" if rates else ""
         suspected = "; suspected: learning rate" if rates else ""

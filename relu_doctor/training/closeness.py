@@ -27,6 +27,7 @@ class CloseLook:
     def __init__(self) -> None:
         self.since: int | None = None
         self._first_ordinal = 0
+        self._looked = -1  # when the last look began
         self._inputs: dict[str, int] = {}  # that each site had seen in its window when the look began
         self._usual: Array | None = None  # per site that the gradients follow, the share that is silent as a rule
 
@@ -89,11 +90,13 @@ class CloseLook:
             fired = torch.maximum(watch.last_fired[span].cpu(), in_steps(here, ordinals, steps).last_fired)
             silent = (here.last_fired.cpu() < self._first_ordinal) & (fired >= 0)
             silent &= fired <= since  # others of several processes may have seen it fire
+            silent &= fired > self._looked  # those before were looked at then
             silent &= ~maturity.exempt(site, step)
             updates, counts = torch.unique(fired[silent], return_counts=True)
             if len(updates):
                 most = int(counts.argmax())
                 waves.append(Wave(site, int(updates[most]), int(counts[most]), inputs))
+        self._looked = since
         return [wave for wave in waves if wave.is_large]
 
 

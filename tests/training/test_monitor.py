@@ -519,3 +519,21 @@ def test_models_in_float64_and_several_optimizers_have_update_ratios():
                 part.step()
             monitor.step()
     assert (monitor.sites["update_ratio"] > 0).all()
+
+
+def test_a_second_wave_is_told_where_it_is_no_smaller():
+    """A site whose units fall silent little by little is told of some times, not once and not always."""
+    model = perceptron()
+    optimizer = sgd(model)
+
+    def kill(step: int) -> None:
+        with torch.no_grad():
+            for at, units in ((12, slice(0, 5)), (30, slice(5, 10)), (50, slice(10, 14))):
+                if step == at:
+                    model[2].bias[units] = -50
+
+    monitor = Monitor(model, optimizer=optimizer, every=50, window=100)
+    with pytest.warns(DyingUnitsWarning):
+        train(model, batches(70), optimizer, monitor, kill)
+    waves = [(alert.evidence["update"], alert.evidence["silent"]) for alert in monitor.alerts if alert.code == "RD701"]
+    assert waves == [(11, 5), (29, 5)]
