@@ -71,8 +71,8 @@ class Alerts:
 
     def tell(self) -> None:
         """Tell those that were raised since this was called last, each as a warning and to ``on_alert``."""
-        untold, self._untold = self._untold, []
-        for alert in untold:
+        while self._untold:  # those after one that raises are told the next time
+            alert = self._untold.pop(0)
             warnings.warn(f"step {alert.step}: {alert.message} [{alert.code}]", DyingUnitsWarning, stacklevel=4)
             if self._on_alert is not None:
                 self._on_alert(alert)

@@ -166,7 +166,6 @@ class Monitor:
         self._closed = False
         if self._history is not None and self._owns_history:
             self._history.begin(config=thresholds, start_step=start_step + 1)
-
         own = {id(parameter) for parameter in self.model.parameters()}
         trained = [p for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]]
         if trained and own and not any(id(parameter) in own for parameter in trained):
@@ -331,7 +330,7 @@ class Monitor:
         """How the run stands now: its numbers, the worst sites, the alerts and the verdict; to be printed."""
         return MonitorReport(
             step=self._schedule.step,
-            made=self._schedule.step - self._schedule.start,
+            made=self._schedule.made,
             windows=self.windows,
             next_close=None if self._closed else self._schedule.next_close,
             reports=self._ranks.reports,
@@ -538,7 +537,7 @@ class Monitor:
         self._unseen = 0 if forwards else self._unseen + 1
         if self._unseen in _LOOKS and self._live.num_forwards:
             self._live.find_compiled()  # it may be called through that by now
-        if forwards or self._schedule.step - self._schedule.start > 1:
+        if forwards or self._schedule.made > 1:
             if not self._live.num_forwards and not self._live.find_compiled():
                 self._warn(
                     "no forward of the model was seen: its module is called by another name, under no_grad, or inside "

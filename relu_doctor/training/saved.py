@@ -24,7 +24,7 @@ from relu_doctor.training.numbers import Mean, RunNumbers
 if TYPE_CHECKING:
     from relu_doctor.training.monitor import Monitor
 
-VERSION = 2
+VERSION = 3
 _STATISTICS = tuple(each.name for each in fields(UnitStats) if "law" in each.metadata)
 _LIVES = tuple(each.name for each in fields(SiteLives))
 
@@ -42,6 +42,7 @@ def state_of(monitor: Monitor) -> dict[str, Any]:
         "windows": monitor.windows,
         "first_step": monitor._first_step,
         "alerts": [list(known) for known in sorted(monitor._alerts._known)],
+        "silenced": dict(monitor._alerts._silenced),
         "lives": {site_id: _tensors(lives, _LIVES) for site_id, lives in closer.lives.sites.items()},
         "treated": _clones(monitor._maturity.treated),
         "treatments": [[step, site_id, units.clone()] for step, site_id, units in closer.treatments],
@@ -58,6 +59,8 @@ def state_of(monitor: Monitor) -> dict[str, Any]:
             "ratios": {site_id: ratios.clone() for site_id, ratios in monitor._ratios.items()},
             "close_since": look.since,
             "close_ordinal": look._first_ordinal,
+            "close_inputs": dict(look._inputs),
+            "looked": look._looked,
             "numbers": _numbers_of(monitor._numbers),
         },
     }
@@ -92,6 +95,7 @@ def restore(monitor: Monitor, state: Mapping[str, Any]) -> None:
     closer._from_start = state["from_start"]
     monitor.windows, monitor._first_step = state["windows"], state["first_step"]
     monitor._alerts._known = {(code, site) for code, site in state["alerts"]}
+    monitor._alerts._silenced = dict(state["silenced"])
     closer.lives = Lives()
     closer.lives.sites = {site_id: SiteLives(**_clones(kept)) for site_id, kept in state["lives"].items()}
     monitor._maturity.treated = _clones(state["treated"])
@@ -115,6 +119,7 @@ def _restore_open(monitor: Monitor, kept: Mapping[str, Any], usual: Tensor | Non
     live._told = [(_numbers(told), count) for told, count in kept["told"]]
     monitor._ratios = _clones(kept["ratios"])
     look.since, look._first_ordinal = kept["close_since"], kept["close_ordinal"]
+    look._inputs, look._looked = dict(kept["close_inputs"]), kept["looked"]
     look._usual = None if usual is None else usual.numpy().copy()
     _restore_numbers(monitor._numbers, kept["numbers"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import pandas as pd
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from relu_doctor.errors import MonitorError
+from relu_doctor.errors import DyingUnitsWarning, MonitorError
 from relu_doctor.training.monitor import Monitor
 from tests.training.loops import batches, perceptron
 
@@ -100,3 +101,28 @@ def test_misuse_is_told_in_a_sentence():
         trained(model, optimizer, monitor, batches(1))
         with pytest.raises(MonitorError, match="after step"):
             monitor.load_state_dict(state)
+
+
+def test_a_wave_that_was_told_before_is_not_told_by_the_resumed_run():
+    """A later one that is smaller makes the resumed run look, and it does not speak of the first again."""
+
+    def silence(units):
+        with torch.no_grad():
+            model[2].bias[units] = -100
+
+    model, optimizer = made(0.01)
+    data = batches(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DyingUnitsWarning)
+        with Monitor(model, optimizer=optimizer, every=50, window=100) as first:
+            trained(model, optimizer, first, data[:12])
+            silence(slice(0, 10))
+            trained(model, optimizer, first, data[12:24])
+            state = through_a_file(first.state_dict())
+        assert [alert.evidence["silent"] for alert in first.alerts if alert.code == "RD701"] == [10]
+        with Monitor(model, optimizer=optimizer, every=50, window=100, start_step=24) as second:
+            second.load_state_dict(state)
+            trained(model, optimizer, second, data[24:36])
+            silence(slice(10, 15))
+            trained(model, optimizer, second, data[36:50])
+    assert [alert for alert in second.alerts if alert.code == "RD701"] == []
