@@ -29,6 +29,7 @@ class _Followed:
     """A site that is followed, and where its units stand among all of them."""
 
     site_id: str
+    name: str
     parameter: nn.Parameter
     rows: Tensor | None  # None where they are all of the parameter's, in order
     additive: bool
@@ -64,7 +65,7 @@ class GradientWatch:
             in_order = len(parameter) == site.num_units and bool((speaker.rows == torch.arange(site.num_units)).all())
             rows = None if in_order else speaker.rows.to(parameter.device)
             stop = start + site.num_units
-            self._followed.append(_Followed(site.site_id, parameter, rows, speaker.additive, start, stop))
+            self._followed.append(_Followed(site.site_id, speaker.name, parameter, rows, speaker.additive, start, stop))
             start = stop
         self.sites = tuple(each.site_id for each in self._followed)
         device = self._followed[0].parameter.device if self._followed else torch.device("cpu")
@@ -104,6 +105,10 @@ class GradientWatch:
             event.record()
             self._sent = copy, event
         return None
+
+    def fits(self, named: Mapping[str, nn.Parameter]) -> bool:
+        """Whether the model still holds the parameters that are followed."""
+        return all(named.get(each.name) is each.parameter for each in self._followed)
 
     def go_on_from(self, other: GradientWatch) -> None:
         """Take over what another watch knows of the same sites."""

@@ -105,12 +105,13 @@ class Closer:
         """A site's statistics of the window; a unit that only its gradient saw fire is counted as fired once."""
         stats, heard = seen.stats[site.site_id], seen.heard.get(site.site_id)
         lives = self.lives.of(site.site_id, site.num_units)
-        fired = stats.last_fired
+        first, fired = stats.first_fired, stats.last_fired
         if heard is not None:
             between = (stats.inputs_fired == 0) & (heard >= seen.first_step) & ~torch.isin(heard, seen.steps)
             stats = replace(stats, inputs_fired=torch.where(between, stats.inputs.clamp_max(1), stats.inputs_fired))
+            first = torch.where(heard >= seen.first_step, torch.minimum(first, heard), first)
             fired = torch.maximum(fired, heard)
-        lives.update(fired, seen.steps)
+        lives.update(first, fired, seen.steps)
         return stats
 
     def _table(self, seen: Seen, sites: Sequence[ActivationSite], evidence: Mapping[str, Evidence]) -> UnitTable:

@@ -32,6 +32,7 @@ class SiteLives:
         revived: int64, the step at which it fired again after it had been called dead; -1 for never.
         treated: int64, the step after which it was treated last, since when all of this is told; -1 for never.
         lost: bool, whether it was dead when it was treated, and was called neither dead nor revived since.
+        again: int64, the first step at which one that is dead or lost was seen to fire since; -1 for none.
     """
 
     fired: Tensor
@@ -40,13 +41,14 @@ class SiteLives:
     revived: Tensor
     treated: Tensor
     lost: Tensor
+    again: Tensor
 
     @classmethod
     def of(cls, num_units: int) -> SiteLives:
         """Units of which nothing is known yet."""
         never = torch.full((num_units,), NEVER, dtype=torch.int64)
         no = torch.zeros(num_units, dtype=torch.bool)
-        return cls(never, never.clone(), no, never.clone(), never.clone(), no.clone())
+        return cls(never, never.clone(), no, never.clone(), never.clone(), no.clone(), never.clone())
 
     def treat(self, units: Tensor, step: int) -> None:
         """Begin anew for units that were treated; that one was dead is remembered until it fires.
@@ -57,19 +59,23 @@ class SiteLives:
         """
         self.lost, self.dead = self.lost | (units & self.dead), self.dead & ~units
         self.treated = torch.where(units, step, self.treated)
-        self.fired, self.silent_from, self.revived = (
-            torch.where(units, NEVER, each) for each in (self.fired, self.silent_from, self.revived)
+        self.fired, self.silent_from, self.revived, self.again = (
+            torch.where(units, NEVER, each) for each in (self.fired, self.silent_from, self.revived, self.again)
         )
 
-    def update(self, fired: Tensor, observed: Tensor) -> None:
+    def update(self, first: Tensor, fired: Tensor, observed: Tensor) -> None:
         """Take in what a window showed.
 
         Args:
+            first: int64 (units,), the first step of the window at which each unit was seen to fire; any other where it
+                was not.
             fired: int64 (units,), the last step at which each unit was seen to fire, in the activations or by its
                 gradient; -1 for never.
             observed: int64 (steps,), the steps that were observed in full, ascending.
         """
         later = fired > self.fired
+        comes_back = later & (self.dead | self.lost) & (self.again == NEVER)
+        self.again = torch.where(comes_back, first, self.again)
         self.fired = torch.maximum(self.fired, fired)
         self.silent_from = torch.where(later, torch.full_like(self.silent_from, NEVER), self.silent_from)
         place = torch.searchsorted(observed, torch.maximum(self.fired, self.treated), right=True)
@@ -87,7 +93,8 @@ class SiteLives:
         """
         died = dead & ~self.dead & ~self.lost
         back = (self.dead | self.lost) & ~dead & (self.fired != NEVER) & (self.silent_from == NEVER)
-        self.revived = torch.where(back, self.fired, self.revived)
+        self.revived = torch.where(back, self.again, self.revived)
+        self.again = torch.where(back | dead, NEVER, self.again)
         self.dead = (self.dead & ~back) | dead
         self.lost = self.lost & ~back & ~dead
         return died, back

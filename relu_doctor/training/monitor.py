@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from relu_doctor.config import Config, load_config
 from relu_doctor.diagnose.diagnosis import Diagnosis
-from relu_doctor.errors import ConfigError, DyingUnitsWarning, MonitorError, MonitorWarning, ReLUDoctorError
-from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps, own_optimizer
+from relu_doctor.errors import DyingUnitsWarning, MonitorError, ReLUDoctorError
+from relu_doctor.observe.gradients import GradientWatch, after_steps, before_steps
+from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.instep import InStepProbe
 from relu_doctor.observe.live import PHASE, LiveProbe
 from relu_doctor.observe.parts import PartsProbe
@@ -29,11 +30,13 @@ from relu_doctor.observe.statistics.stats import UnitStats
 from relu_doctor.reports.monitoring import MonitorReport
 from relu_doctor.reports.sinks import Sink, Sinks
 from relu_doctor.training.alerts import Alerts
+from relu_doctor.training.arguments import count, held_batches, keeper, listener, optimizers, switch
 from relu_doctor.training.closeness import CloseLook
 from relu_doctor.training.closing import Closer
 from relu_doctor.training.effective_rank import effective_ranks
 from relu_doctor.training.history import History
 from relu_doctor.training.maturity import Maturity, find_site
+from relu_doctor.training.misuse import UNSTEPPED, Misuse
 from relu_doctor.training.numbers import RunNumbers
 from relu_doctor.training.ranks import Ranks, Together, find_ranks
 from relu_doctor.training.saved import restore, state_of
@@ -41,10 +44,6 @@ from relu_doctor.training.schedule import Schedule
 from relu_doctor.training.seen import Seen, in_steps
 from relu_doctor.training.updates import UpdateMeter
 from relu_doctor.training.windows import Alert, Window
-
-_PATIENCE = 20  # steps without an update or a gradient, after which it is told
-_UNSTEPPED = 500  # forwards before the first step, after which it is told
-_LOOKS = {2, 20, 200, 2000}  # steps without a forward, after which it is looked for what calls the model now
 
 
 class Monitor:
@@ -116,48 +115,50 @@ class Monitor:
         maturity: int = 0,
     ) -> None:
         thresholds = load_config(config)
-        self._schedule = Schedule(_count("every", every), _count("window", window), _count("start_step", start_step, 0))
-        self._maturity = Maturity(_count("maturity", maturity, 0))
-        self._optimizers = _optimizers(optimizer)
+        self._schedule = Schedule(count("every", every), count("window", window), count("start_step", start_step, 0))
+        self._maturity = Maturity(count("maturity", maturity, 0))
+        self._optimizers = optimizers(optimizer)
+        self._reference = held_batches("reference", reference)
+        self._alerts = Alerts(listener("on_alert", on_alert), thresholds)
+        kept = keeper(history)
+        switch("effective_rank", effective_rank)
         self._ranks: Together = find_ranks(model, ranks, window)
         options = {
             "rectifiers": rectifiers,
             "unit_axis": lambda name: thresholds.for_site(name).unit_axis,
             "samples": effective_rank,
         }
-        self._live = self._probe(model, options, parts=parts)
+        self._live = self._probe(model, options, parts=switch("parts", parts))
         self.model = self._live.model
         self.diagnosis: Diagnosis | None = None
         self.windows = 0
         self._config = thresholds
         self._numbers = RunNumbers(self._optimizers)
         self._closer = Closer(self.model, thresholds, from_start=start_step == 0, maturity=self._maturity)
-        self._alerts = Alerts(on_alert, thresholds)
-        self._reference = [] if reference is None else [reference] if isinstance(reference, Tensor) else list(reference)
         self._watch: GradientWatch | None = None
         self._meter: UpdateMeter | None = None
+        self._misuse = Misuse(self.model, self._optimizers)
         self._heard: Mapping[str, torch.Tensor] = {}  # of a run that is resumed, by the gradient watch
+        self._measured: Mapping[str, torch.Tensor] = {}  # and by the meter
+        self._remembered: set[str] = set()  # sites of which its state knew
         self._look = CloseLook()
         self._has_news = False  # gradients were read in this step
         self._sites: list[ActivationSite] = []
         self._known = (0, 0)  # how many sites this process has met, and which version of what all know
         self._observed: list[tuple[int, int]] = []  # first ordinal and step of what was observed in this window
         self._first_step = self._schedule.current
-        self._ratios: Mapping[str, torch.Tensor] = {}
         self._timeline: list[dict[str, object]] = []
         self._last: Window | None = None
         self._seen_forwards = 0
-        self._updates = self._without = 0  # updates of the step that is being made, steps in a row that saw none
-        self._unseen = 0  # steps in a row without a forward
-        self._warned: set[str] = set()
-        history = history if self._ranks.reports else None
+        self._updates = 0  # of the step that is being made
+        kept = kept if self._ranks.reports else None
         with ExitStack() as undo:
             undo.callback(self._ranks.leave, broken=True)
             self._sinks = Sinks(sinks, reports=self._ranks.reports)
             undo.callback(self._sinks.close)
-            self._history = History.open(history) if isinstance(history, str | Path) else history
+            self._history = History.open(kept) if isinstance(kept, Path) else kept
             undo.pop_all()
-        self._owns_history = isinstance(history, str | Path)
+        self._owns_history = isinstance(kept, Path)
         self._handles = [
             *before_steps(self._optimizers, self._before_update),
             *after_steps(self._optimizers, self._after_update),
@@ -166,10 +167,7 @@ class Monitor:
         self._closed = False
         if self._history is not None and self._owns_history:
             self._history.begin(config=thresholds, start_step=start_step + 1)
-        own = {id(parameter) for parameter in self.model.parameters()}
-        trained = [p for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]]
-        if trained and own and not any(id(parameter) in own for parameter in trained):
-            self._warn("optimizer= trains no parameter of the model: give the one that does.")
+        self._misuse.check_optimizers()
 
     def __enter__(self) -> Self:
         return self
@@ -206,8 +204,7 @@ class Monitor:
         if not self._optimizers:
             self._read_gradients()
         self._measure_update()
-        self._check_forwards()
-        self._check_updates()
+        self._check_loop()
         self._learn_sites()
         self._look_at_waves()
         if self._schedule.advance():
@@ -281,6 +278,8 @@ class Monitor:
                 self._ranks.leave(broken=True)
                 for seen in self._ranks.arrived():
                     self._judge(seen)
+            if self._live.num_forwards > 1 and not self._schedule.made and not broken:
+                self._misuse.forwards_without_step(self._live.num_forwards)
             for seen in self._ranks.finish(self._take_window(), self._live.probe.sites()):
                 self._judge(seen)
         finally:
@@ -298,7 +297,7 @@ class Monitor:
             try:
                 self._history.end(reason)
             except (ReLUDoctorError, OSError) as error:  # what the user's own code raised must not be lost for that
-                self._warn(f"the history could not be ended: {error} What was committed is there.")
+                self._misuse.tell(f"the history could not be ended: {error} What was committed is there.")
             finally:
                 self._history.close()
 
@@ -346,10 +345,8 @@ class Monitor:
 
     def _wants(self) -> bool:
         wanted = self._schedule.wants()
-        if self._live.num_forwards - self._seen_forwards == _UNSTEPPED and not self._schedule.made:
-            self._warn(
-                f"{_UNSTEPPED} forwards with gradients were made and step() was not called: call it after each update."
-            )
+        if self._live.num_forwards - self._seen_forwards == UNSTEPPED and not self._schedule.made:
+            self._misuse.forwards_without_step(UNSTEPPED)
         if wanted and not self._is_observed:
             self._observed.append((self._live.num_inputs, self._schedule.current))
         return wanted
@@ -368,8 +365,8 @@ class Monitor:
                 self._learn_sites()
             if has_gradients:
                 self._read_gradients(optimizer)
-            if meter is not None and not self._ratios and self._updates == 1:  # the others' updates are to come
-                meter.before()
+            if meter is not None:
+                meter.before(optimizer, has_gradients=has_gradients)
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
             self._give_up_watching(error)
 
@@ -384,17 +381,19 @@ class Monitor:
 
     def _measure_update(self) -> None:
         """All optimizers have made their updates."""
-        if self._meter is None or not self._meter.is_open:
+        if self._meter is None:
             return
+        self._meter.step()
         try:
-            self._ratios = self._meter.after()
+            if self._meter.is_open:
+                self._meter.after()
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
             self._give_up_watching(error)
 
     def _give_up_watching(self, error: Exception) -> None:
         self._watch = self._meter = None
-        self._warn(
-            f"the gradients and updates could not be read ({type(error).__name__}: {error}); they are not followed any "
+        self._misuse.tell(
+            f"the gradients and updates could not be read ({_named(error)}); they are not followed any "
             "more, the training is as it was."
         )
 
@@ -412,12 +411,26 @@ class Monitor:
         if known == self._known:
             return
         self._known, self._sites = known, self._ranks.sites(probe.sites(), probe.known.names)
+        self._follow()
+        self._misuse.check_sites(self._remembered, {site.site_id for site in self._sites})
+
+    def _follow(self) -> None:
+        """Follow the parameters that speak for the sites as the model holds them now."""
         before, self._watch = self._watch, GradientWatch(self.model, self._sites)
         if before is not None:
             self._watch.go_on_from(before)
         elif self._heard:
             self._watch.remember(self._heard)
-        self._meter = UpdateMeter(self.model, self._sites) if self._optimizers else None
+        meter, self._meter = self._meter, UpdateMeter(self.model, self._sites) if self._optimizers else None
+        if self._meter is not None:
+            self._meter.remember(self._measured if meter is None else meter.state())
+
+    def _follow_replaced(self) -> None:
+        """Some of them may have been replaced: ``load_state_dict(assign=True)``, a module that was swapped."""
+        if self._watch is not None:
+            named = {strip_wrappers(name): each for name, each in self.model.named_parameters(remove_duplicate=False)}
+            if not self._watch.fits(named) or (self._meter is not None and not self._meter.fits(named)):
+                self._follow()
 
     def _look_at_waves(self) -> None:
         """Look closely where gradients show that units fell silent together; speak when that has been seen."""
@@ -437,7 +450,8 @@ class Monitor:
             self._tell_alerts()
 
     def _take_window(self) -> Seen:
-        """What was seen since the window before."""
+        """What was seen since the window before; of a step that was not made it is the forward."""
+        last_step = max(self._schedule.step, self._first_step) if self._observed else self._schedule.step
         stats = self._live.probe.stats.pop(PHASE, {})
         outputs, self._live.probe.outputs = self._live.probe.outputs, {}
         observed, self._observed = self._observed, []
@@ -447,19 +461,20 @@ class Monitor:
         seen = Seen(
             index=self.windows,
             first_step=self._first_step,
-            last_step=self._schedule.step,
+            last_step=last_step,
             stats={site_id: in_steps(each, ordinals, steps) for site_id, each in stats.items()},
             steps=steps,
             num_inputs=self._live.num_inputs - (observed[0][0] if observed else self._live.num_inputs),
             notes=(*self._live.probe.known.notes, *self._failures()),
-            ratios=self._ratios,
+            ratios={} if self._meter is None else self._meter.take(),
             heard={} if self._watch is None else self._watch.heard(),
             told=self._live.take_digests(),
             numbers=self._numbers.close(),
             reference=self._referred(),
             effective_ranks=effective_ranks(self._sites, outputs) if self._ranks.reports else {},
         )
-        self._first_step, self._ratios = self._schedule.current, {}
+        self._first_step = self._schedule.current
+        self._follow_replaced()
         return seen
 
     def _judge(self, seen: Seen) -> Window:
@@ -493,7 +508,7 @@ class Monitor:
         try:
             return self._live.look_at(self._reference)
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
-            self._warn(f"the reference batches could not be run ({type(error).__name__}: {error}); they are left out.")
+            self._misuse.tell(f"the reference batches could not be run ({_named(error)}); they are left out.")
             self._reference = []
             return {}
 
@@ -503,8 +518,8 @@ class Monitor:
         except DyingUnitsWarning:  # the user has made warnings errors
             raise
         except Exception as error:  # noqa: BLE001  a pager that is down must not end a training run
-            self._warn(
-                f"on_alert= raised {type(error).__name__}: {error}; the training goes on, and the alerts are kept.",
+            self._misuse.tell(
+                f"on_alert= raised {_named(error)}; the training goes on, and the alerts are kept.",
                 key="on_alert",
             )
 
@@ -526,71 +541,23 @@ class Monitor:
             try:
                 take(window)
             except Exception as error:  # noqa: BLE001  a full disk must not end a training run
-                self._warn(
-                    f"{name} raised {type(error).__name__}: {error}; the training goes on, and the data are kept in "
-                    "the monitor.",
+                self._misuse.tell(
+                    f"{name} raised {_named(error)}; the training goes on, and the data are kept in the monitor.",
                     key=name,
                 )
 
-    def _check_forwards(self) -> None:
+    def _check_loop(self) -> None:
+        """Speak where the loop does not do what is needed to follow it."""
         forwards, self._seen_forwards = self._live.num_forwards - self._seen_forwards, self._live.num_forwards
-        self._unseen = 0 if forwards else self._unseen + 1
-        if self._unseen in _LOOKS and self._live.num_forwards:
-            self._live.find_compiled()  # it may be called through that by now
-        if forwards or self._schedule.made > 1:
-            if not self._live.num_forwards and not self._live.find_compiled():
-                self._warn(
-                    "no forward of the model was seen: its module is called by another name, under no_grad, or inside "
-                    "a function that is compiled as a whole; give the monitor the module that is called."
-                )
-            if self._live.num_inputs and not self._live.probe.known.num_sites:
-                self._warn(
-                    f"no rectifier was applied in {type(self.model).__name__}: there is nothing to watch; name your "
-                    "own activation class with rectifiers=[MyReLU]."
-                )
-            for kind, message in self._live.failures.items():
-                self._warn(f"{kind}: {message}; these forwards were not observed, the training is as it was.", key=kind)
-
-    def _check_updates(self) -> None:
-        """Speak where the optimizers make no updates, or leave no gradients to be read."""
-        updates, self._updates = self._updates, 0
-        idle = not updates if self._optimizers else self._watch is not None and not self._has_news
-        self._without = self._without + 1 if idle and (self._optimizers or self._schedule.listens()) else 0
-        if self._without != _PATIENCE:
-            return
-        if self._optimizers:
-            self._warn(
-                f"no optimizer that the monitor was given has made an update in {_PATIENCE} steps: gradients and "
-                "updates are not followed; give optimizer= the one that trains the model."
-            )
-        else:
-            self._warn(
-                f"no gradient was left to be read in {_PATIENCE} steps: give the monitor optimizer=, or call step() "
-                "before zero_grad()."
-            )
+        self._misuse.check_forwards(self._live, forwards, self._schedule.made)
+        reads = self._watch is not None and (self._has_news or self._schedule.listens())
+        self._misuse.check_updates(updates=self._updates, has_news=self._has_news if reads else None)
+        self._updates = 0
 
     def _failures(self) -> list[str]:
         return [f"{kind}: {message}" for kind, message in self._live.failures.items()]
 
-    def _warn(self, message: str, key: str | None = None) -> None:
-        if (key or message) not in self._warned:
-            self._warned.add(key or message)
-            warnings.warn(message, MonitorWarning, stacklevel=3)
 
-
-def _optimizers(optimizer: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
-    one = own_optimizer(optimizer)
-    given: Sequence[object] = (one,) if one is not None else () if optimizer is None else tuple(optimizer)  # type: ignore[arg-type]  # several
-    found = []
-    for each in given:
-        behind = own_optimizer(each)
-        if behind is None:
-            raise ConfigError(f"optimizer= expects a torch.optim.Optimizer or several, found {type(each).__name__}.")
-        found.append(behind)
-    return tuple(found)
-
-
-def _count(name: str, value: object, least: int = 1) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, found {value!r}.")
-    return value
+def _named(error: Exception) -> str:
+    """Its type and words, for the middle of a sentence."""
+    return f"{type(error).__name__}: {str(error).rstrip('.')}"

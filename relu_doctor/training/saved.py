@@ -24,7 +24,7 @@ from relu_doctor.training.numbers import Mean, RunNumbers
 if TYPE_CHECKING:
     from relu_doctor.training.monitor import Monitor
 
-VERSION = 3
+VERSION = 4
 _STATISTICS = tuple(each.name for each in fields(UnitStats) if "law" in each.metadata)
 _LIVES = tuple(each.name for each in fields(SiteLives))
 
@@ -56,7 +56,7 @@ def state_of(monitor: Monitor) -> dict[str, Any]:
             "observed": [list(each) for each in monitor._observed],
             "num_inputs": live.num_inputs,
             "told": [[_digits(told), count] for told, count in live._told],
-            "ratios": {site_id: ratios.clone() for site_id, ratios in monitor._ratios.items()},
+            "ratios": {} if monitor._meter is None else monitor._meter.state(),
             "close_since": look.since,
             "close_ordinal": look._first_ordinal,
             "close_inputs": dict(look._inputs),
@@ -104,6 +104,7 @@ def restore(monitor: Monitor, state: Mapping[str, Any]) -> None:
     closer.sightings = _sightings_from(state["sightings"])
     closer._dormant = _clones(state["dormant"])
     monitor._heard = _clones(state["heard"])
+    monitor._remembered = {*state["lives"], *state["heard"], *state["open"]["stats"]}
     if _is_first():
         _restore_open(monitor, state["open"], state["usual"])
 
@@ -117,7 +118,7 @@ def _restore_open(monitor: Monitor, kept: Mapping[str, Any], usual: Tensor | Non
     monitor._observed = [(ordinal, step) for ordinal, step in kept["observed"]]
     live.num_inputs = kept["num_inputs"]
     live._told = [(_numbers(told), count) for told, count in kept["told"]]
-    monitor._ratios = _clones(kept["ratios"])
+    monitor._measured = _clones(kept["ratios"])
     look.since, look._first_ordinal = kept["close_since"], kept["close_ordinal"]
     look._inputs, look._looked = dict(kept["close_inputs"]), kept["looked"]
     look._usual = None if usual is None else usual.numpy().copy()

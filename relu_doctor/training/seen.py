@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from relu_doctor.observe.statistics.stats import UnitStats
-
-_NEVER = -1
+from relu_doctor.observe.statistics.stats import NEVER, UnitStats
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +18,7 @@ class Seen:
     Attributes:
         index: of the window.
         first_step, last_step: of it.
-        stats: per ``site_id``, on the CPU; ``last_fired`` holds steps, and ``first_fired`` nothing.
+        stats: per ``site_id``, on the CPU; ``first_fired`` and ``last_fired`` hold steps.
         steps: int64 (steps,), those that were observed, ascending.
         num_inputs: observed.
         notes: remarks for the report.
@@ -55,7 +53,7 @@ def nothing(first_step: int) -> Seen:
 
 
 def in_steps(stats: UnitStats, ordinals: Tensor, steps: Tensor) -> UnitStats:
-    """Statistics whose units tell the step at which they fired last instead of the input.
+    """Statistics whose units tell the steps at which they fired first and last instead of the inputs.
 
     Args:
         stats: on any device.
@@ -66,8 +64,17 @@ def in_steps(stats: UnitStats, ordinals: Tensor, steps: Tensor) -> UnitStats:
         The same on the CPU; ordinals of inputs mean nothing over windows and processes.
     """
     stats = stats.to("cpu")
-    fired = torch.full_like(stats.last_fired, _NEVER)
-    if len(steps):
-        place = torch.searchsorted(ordinals, stats.last_fired, right=True) - 1
-        fired = torch.where(stats.last_fired >= 0, steps[place.clamp_min(0)], fired)
-    return replace(stats, first_fired=UnitStats.empty(stats.num_units).first_fired, last_fired=fired)
+    if not len(steps):
+        empty = UnitStats.empty(stats.num_units)
+        return replace(stats, first_fired=empty.first_fired, last_fired=empty.last_fired)
+    has_fired = stats.last_fired >= 0
+    return replace(
+        stats,
+        first_fired=torch.where(has_fired, _steps_of(stats.first_fired, ordinals, steps), NEVER),
+        last_fired=torch.where(has_fired, _steps_of(stats.last_fired, ordinals, steps), stats.last_fired),
+    )
+
+
+def _steps_of(inputs: Tensor, ordinals: Tensor, steps: Tensor) -> Tensor:
+    """The step of each input, by its ordinal."""
+    return steps[(torch.searchsorted(ordinals, inputs, right=True) - 1).clamp_min(0)]

@@ -99,7 +99,7 @@ def test_a_unit_that_comes_back_is_told_as_revived():
     train(model, batches(800), optimizer, monitor, heal)
     unit = monitor.units.query("site == '1' and unit == 5").iloc[0]
     assert unit["onset"] == "revived"
-    assert 450 <= unit["onset_step"] <= 800
+    assert unit["onset_step"] in (450, 451)
     assert monitor.timeline.query("site == '1'")["revivals"].sum() == 1
 
 
@@ -537,3 +537,133 @@ def test_a_second_wave_is_told_where_it_is_no_smaller():
         train(model, batches(70), optimizer, monitor, kill)
     waves = [(alert.evidence["update"], alert.evidence["silent"]) for alert in monitor.alerts if alert.code == "RD701"]
     assert waves == [(11, 5), (29, 5)]
+
+
+def test_weights_behind_a_normalisation_have_update_ratios():
+    """A convolution whose output BatchNorm scales is measured as one without, row by row."""
+    torch.manual_seed(0)
+    model, told = Net(), []
+    optimizer = sgd(model, lr=0.05, momentum=0.0)
+    with Monitor(model, optimizer=optimizer, every=5, window=4, sinks=[told.append]) as monitor:
+        for step, (x, y) in enumerate(batches(8, shape=(1, 4, 4))):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if step == 4:  # the first of the second window
+                weight = model.conv.weight.detach()
+                change = 0.05 * model.conv.weight.grad.flatten(1).norm(dim=1)
+                expected = float((change / weight.flatten(1).norm(dim=1)).max())
+            optimizer.step()
+            monitor.step()
+    assert told[1].sites["update_ratio"].iloc[0] == pytest.approx(expected, rel=1e-4)
+    assert (told[1].sites["update_ratio"] > 0).all()
+
+
+def test_optimizers_that_take_turns_are_all_measured():
+    """One makes every fourth step; its weights have their ratio all the same, and one that never steps has none."""
+    model = perceptron()
+    one, other = (torch.optim.SGD(model[place].parameters(), lr=0.01) for place in (0, 2))
+    with Monitor(model, optimizer=[one, other], every=5, window=20) as monitor:
+        for step, (x, y) in enumerate(batches(20)):
+            model.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            one.step()
+            if step % 4 == 3:
+                other.step()
+            monitor.step()
+    assert (monitor.sites["update_ratio"] > 0).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("how", ["assigned", "swapped"])
+def test_parameters_that_are_replaced_are_followed(how):
+    """After a window has closed the gradients and updates of the new ones are read."""
+    model = perceptron()
+    optimizer = sgd(model, lr=0.01)
+    windows = []
+    with Monitor(model, optimizer=optimizer, every=10, window=20, sinks=[windows.append]) as monitor:
+        for step, (x, y) in enumerate(batches(100)):
+            if step == 30:
+                if how == "assigned":
+                    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+                else:
+                    model[2] = copy.deepcopy(model[2])
+                optimizer.param_groups.clear()
+                optimizer.add_param_group({"params": list(model.parameters()), "lr": 0.02})
+            if step == 85:
+                with torch.no_grad():
+                    model[2].bias[:12] = -50
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            if step < 85:
+                monitor.step()
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DyingUnitsWarning)
+                    monitor.step()
+    assert [(window.sites["update_ratio"] > 0).all() for window in windows] == [True] * 5
+    assert "RD701" in {alert.code for alert in monitor.alerts}
+
+
+def test_forwards_without_a_step_are_told_and_what_they_showed_is_kept():
+    """The loop forgot step(): one sentence at the end, and a diagnosis of what was seen."""
+    model = perceptron()
+    monitor = Monitor(model)
+    for x, _ in batches(3):
+        model(x).sum().backward()
+    with pytest.warns(MonitorWarning, match="3 forwards with gradients were made and step.. was not called"):
+        monitor.close()
+    assert monitor.windows == 1
+    assert monitor.timeline[["first_step", "last_step"]].iloc[0].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"on_alert": "mail"}, "on_alert= expects a function, found str"),
+        ({"reference": 3}, "reference= expects batches, as scan.. takes them, found int"),
+        ({"optimizer": 3}, "optimizer= expects a torch.optim.Optimizer or several, found int"),
+        ({"effective_rank": "yes"}, "effective_rank must be True or False, found 'yes'"),
+        ({"parts": 1}, "parts must be True or False, found 1"),
+        ({"history": ""}, "history= expects a directory"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_told_in_a_sentence(arguments, message):
+    """Before anything was attached."""
+    model = perceptron()
+    with pytest.raises(ConfigError, match=message):
+        Monitor(model, **arguments)
+    assert not model._forward_pre_hooks
+
+
+def test_the_state_of_another_architecture_is_told():
+    """None of its sites is in the model."""
+    with Monitor(Net(), window=5) as monitor:
+        for x, y in batches(5, shape=(1, 4, 4)):
+            F.cross_entropy(monitor.model(x), y).backward()
+            monitor.step()
+    model = perceptron()
+    with Monitor(model) as other:
+        other.load_state_dict(monitor.state_dict())
+        model(torch.randn(4, 16)).sum().backward()
+        with pytest.warns(MonitorWarning, match="state of another architecture"):
+            other.step()
+
+
+def test_alerts_behind_one_that_cannot_be_sent_are_sent_with_the_next():
+    """on_alert= raises for the first of two; the second waits, and is not lost."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+    with torch.no_grad():
+        model[0].bias[:30], model[2].bias[:14] = -100, -100
+    sent = []
+
+    def send(alert):
+        sent.append(alert)
+        if len(sent) == 1:
+            raise ConnectionError("pager down")
+
+    optimizer = sgd(model, lr=1e-3)
+    monitor = Monitor(model, optimizer=optimizer, every=1, window=60, on_alert=send)
+    with pytest.warns(MonitorWarning, match="pager down"), pytest.warns(DyingUnitsWarning):
+        train(model, batches(120), optimizer, monitor)
+    assert [alert.message for alert in sent] == [alert.message for alert in monitor.alerts]
+    assert len(sent) >= 3
