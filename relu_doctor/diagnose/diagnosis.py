@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -41,40 +42,48 @@ class Diagnosis:
 
     Attributes:
         table: the evidence; judged again by :meth:`rediagnose`.
-        units: pandas DataFrame, one row per unit, with its status and mechanism.
-        findings: what the verdicts add up to.
+        judgement: the verdicts on it.
         config: the thresholds used.
-        blamed: per ``site_id``, the silent site upstream that is blamed, or ``None``.
-        needed: inputs on which a silent unit must be seen to be called dead.
         history: learning-rate evidence from files, ``None`` where there was none.
         metadata: when and with which versions it was made; the only part that differs between identical scans.
+        stored: the findings of a diagnosis that was read from a file, else ``None``.
     """
 
     table: UnitTable
-    units: pd.DataFrame
-    findings: tuple[Finding, ...]
+    judgement: Judgement
     config: Config
-    blamed: Mapping[str, str | None]
-    needed: int
     history: LearningRateEvidence | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    stored: tuple[Finding, ...] | None = None
+
+    @cached_property
+    def units(self) -> pd.DataFrame:
+        """One row per unit, with its status and mechanism."""
+        return self.judgement.units.copy(deep=False)  # what is done to it touches no verdict
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the verdicts add up to."""
+        if self.stored is not None:
+            return self.stored
+        return find(self.table, self.judgement, self.config, self.history)
+
+    @property
+    def blamed(self) -> Mapping[str, str | None]:
+        """Per ``site_id``, the silent site upstream that is blamed, or ``None``."""
+        return self.judgement.blamed
+
+    @property
+    def needed(self) -> int:
+        """Inputs on which a silent unit must be seen to be called dead."""
+        return self.judgement.needed
 
     @cached_property
     def sites(self) -> pd.DataFrame:
         """One row per site in forward order: counts per status, and the dead and silent fraction of its units."""
-        counts = (
-            self.units.groupby(["site_id", "status"], sort=False).size().unstack(fill_value=0)
-            if len(self.units)
-            else pd.DataFrame()
-        )
+        counts = self._counts()
         rows = []
-        for site in self.table.sites:
-            of = {
-                status.value: int(counts.loc[site.site_id, status.value])  # type: ignore[arg-type]  # of counts
-                if site.site_id in counts.index and status.value in counts.columns
-                else 0
-                for status in _COUNTED
-            }
+        for site, of in zip(self.table.sites, counts, strict=True):
             silent = of["dead"] + of["unproven"]
             rows.append(
                 {
@@ -84,15 +93,8 @@ class Diagnosis:
                     "producer": site.producer,
                     "readers": ", ".join(site.readers),
                     "num_units": site.num_units,
-                    "dead": of["dead"],
-                    "unproven": of["unproven"],
                     "silent": silent,
-                    "rare": of["rare"],
-                    "dormant": of["dormant"],
-                    "saturated": of["saturated"],
-                    "non_finite": of["non_finite"],
-                    "unobserved": of["unobserved"],
-                    "active": of["active"],
+                    **of,
                     "dead_fraction": _fraction(of["dead"], site.num_units),
                     "silent_fraction": _fraction(silent, site.num_units),
                 }
@@ -102,6 +104,20 @@ class Diagnosis:
             "dormant", "saturated", "non_finite", "unobserved", "active", "dead_fraction", "silent_fraction",
         ]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
+
+    def _counts(self) -> list[dict[str, int]]:
+        """Of each site, how many units have each status."""
+        sizes = np.array([site.num_units for site in self.table.sites], dtype=np.int64)
+        codes, known = pd.factorize(self.judgement.units["status"])
+        owners = np.repeat(np.arange(len(sizes)), sizes)
+        table = np.bincount(owners * len(known) + codes, minlength=len(sizes) * len(known)).reshape(
+            len(sizes), len(known)
+        )
+        places = {status: place for place, status in enumerate(known)}
+        return [
+            {status.value: int(row[places[status.value]]) if status.value in places else 0 for status in _COUNTED}
+            for row in table
+        ]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -132,7 +148,8 @@ class Diagnosis:
         }
 
     def _unobserved(self) -> list[str]:
-        seen = set(self.units.loc[self.units["inputs"] > 0, "site_id"])
+        units = self.judgement.units
+        seen = set(units["site_id"].to_numpy(object)[units["inputs"].to_numpy() > 0])
         return [site.name for site in self.table.sites if site.site_id not in seen]
 
     def _severity(self, num_units: int, total: Mapping[str, int]) -> Severity:
@@ -265,14 +282,10 @@ def diagnose(
         made: metadata of the scan; made up here where it is new.
     """
     thresholds = load_config(config)
-    judgement: Judgement = judge(table, thresholds)
     return Diagnosis(
         table=table,
-        units=judgement.units,
-        findings=find(table, judgement, thresholds, history),
+        judgement=judge(table, thresholds),
         config=thresholds,
-        blamed=judgement.blamed,
-        needed=judgement.needed,
         history=history,
         metadata=dict(made) if made is not None else made_now(),
     )

@@ -8,9 +8,9 @@ Setting b := 0 asks whether the bias holds it down, O := 0 (centred inputs) whet
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from relu_doctor.config import Config
@@ -22,7 +22,7 @@ _ROUNDING = 1e-6  # of a bias: what float32 leaves of inputs that do not vary
 
 
 def find_mechanisms(
-    units: pd.DataFrame,
+    units: Mapping[str, Any],
     site: SiteRecord,
     silent: Bools,
     upstream: str | None,
@@ -34,7 +34,7 @@ def find_mechanisms(
     """The mechanism of each unit of one site; the first rule that holds wins.
 
     Args:
-        units: the site's rows of the unit table.
+        units: columns of the unit table, the site's rows of each.
         site: its record.
         silent: bool (units,): which units never fired on the low side.
         upstream: name of a silent site that feeds this one, ``None`` where there is none.
@@ -45,24 +45,26 @@ def find_mechanisms(
     Returns:
         Mechanism values, object (units,); empty for units that are not silent.
     """
-    found: NDArray[np.object_] = np.full(len(units), "", dtype=object)
+    found: NDArray[np.object_] = np.full(len(silent), "", dtype=object)
     low = 0.0 if site.low is None else site.low
-    bias = units["bias"].fillna(0.0).to_numpy(float)
-    highest, lowest, mean = (units[name].to_numpy(float) for name in ("pre_max", "pre_min", "pre_mean"))
+    bias, highest, lowest, mean, weights, gamma, beta = (
+        np.asarray(units[name], dtype=float)
+        for name in ("bias", "pre_max", "pre_min", "pre_mean", "weight_l2", "gamma", "beta")
+    )
+    bias = np.where(np.isnan(bias), 0.0, bias)
     with np.errstate(invalid="ignore", divide="ignore"):
         reach = highest - mean
-        several = (units["positions"].to_numpy() >= 2) & np.isfinite(lowest)
+        several = (np.asarray(units["positions"]) >= 2) & np.isfinite(lowest)
         size = np.maximum(np.abs(highest - bias), np.abs(lowest - bias))
         constant = several & (highest - lowest <= config.constant_tolerance * size + _ROUNDING * np.abs(bias))
-        weightless = (units["weight_l2"].to_numpy(float) == 0) & (site.norm != "norm") & (not site.mixed)
-        weightless |= (units["gamma"].to_numpy(float) == 0) & (site.norm != "mixed")
+        weightless = (weights == 0) & (site.norm != "norm") & (not site.mixed)
+        weightless |= (gamma == 0) & (site.norm != "mixed")
         zero = weightless & (bias <= low) & (not site.unweighted_summand)
-        shift = (units["beta"].to_numpy(float) - low) / np.abs(units["gamma"].to_numpy(float))
+        shift = (beta - low) / np.abs(gamma)
         normalised = (site.norm == "batch_norm") & (shift < -config.normalization_z)
         by_bias = (bias < 0) & (highest - bias > low)
         by_offset = (mean - bias < 0) & (bias + reach > low)
         by_both = reach > low
-    weights, gamma = units["weight_l2"].to_numpy(float), units["gamma"].to_numpy(float)
     weighted = ((weights > 0) | (np.isnan(weights) & (gamma > 0))) & site.decomposable
     held = Mechanism.CONSTANT_INPUTS if upstream is None else Mechanism.DEAD_UPSTREAM
     told = constant & (weighted | wholly) & (all_seen | (upstream is not None))
@@ -77,7 +79,7 @@ def find_mechanisms(
         (Mechanism.NEGATIVE_BIAS, known & by_bias),
         (Mechanism.INPUT_OFFSET, known & by_offset),
         (Mechanism.BIAS_AND_OFFSET, known & by_both),
-        (Mechanism.UNKNOWN, np.ones(len(units), dtype=np.bool_)),
+        (Mechanism.UNKNOWN, np.ones(len(silent), dtype=np.bool_)),
     )
     for mechanism, holds in reversed(rules):
         found[silent & holds] = mechanism.value

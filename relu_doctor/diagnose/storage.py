@@ -15,7 +15,7 @@ import pandas as pd
 
 from relu_doctor.config import load_config
 from relu_doctor.diagnose.findings import Finding
-from relu_doctor.diagnose.judgement import COLUMNS
+from relu_doctor.diagnose.judgement import COLUMNS, Judgement
 from relu_doctor.diagnose.origins import LearningRateEvidence
 from relu_doctor.diagnose.table import EVIDENCE, INTEGERS, TRAIN_COLUMNS, Coverage, SiteRecord, UnitTable
 from relu_doctor.errors import DiagnosisFormatError, OutputError, ReLUDoctorError
@@ -206,11 +206,14 @@ def _assemble(data: Mapping[str, Any], units: pd.DataFrame) -> Diagnosis:
     findings = tuple(Finding(**{**item, "unit_indices": tuple(item["unit_indices"])}) for item in data["findings"])
     return Diagnosis(
         table=UnitTable(records, evidence, Coverage(**coverage)),
-        units=units,
-        findings=findings,
+        judgement=Judgement(
+            units=units,
+            blamed={site["site_id"]: site.get("blamed") for site in data["sites"]},
+            num_units=sum(record.num_units for record in records if record.can_die),
+            needed=int(data["needed"]),
+        ),
         config=load_config(data["config"]),
-        blamed={site["site_id"]: site.get("blamed") for site in data["sites"]},
-        needed=int(data["needed"]),
+        stored=findings,
         history=_history(data.get("history")),
         metadata=data["metadata"],
     )

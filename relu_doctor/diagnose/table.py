@@ -144,7 +144,7 @@ def tabulate(
         train_stats: the same from the train phase, where both modes were run.
     """
     records: list[SiteRecord] = []
-    frames: list[pd.DataFrame] = []
+    tables: list[dict[str, np.ndarray[Any, Any]]] = []
     reader = ParameterReader(model, sites)
     for site in sites:
         parameters = reader.read(site)
@@ -182,9 +182,11 @@ def tabulate(
             columns["train_inputs_fired"] = trained.inputs_fired.cpu().numpy()
             columns["train_pre_max"] = _finite(trained.pre_max.cpu().numpy())
         labels = {"site": site.name, "site_id": site.site_id, "rectifier": site.rectifier.name}
-        frames.append(pd.DataFrame({**labels, "unit": np.arange(site.num_units), **columns}))
+        columns |= {name: np.full(site.num_units, label, dtype=object) for name, label in labels.items()}
+        tables.append(columns | {"unit": np.arange(site.num_units)})
     names = ["site", "site_id", "rectifier", *EVIDENCE, *(TRAIN_COLUMNS if train_stats is not None else ())]
-    units = pd.concat(frames, ignore_index=True)[names] if frames else pd.DataFrame(columns=names)
+    whole = {name: np.concatenate([columns[name] for columns in tables]) for name in names} if tables else None
+    units = pd.DataFrame(whole, columns=names)
     return UnitTable(tuple(records), units, coverage)
 
 

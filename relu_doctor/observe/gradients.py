@@ -255,4 +255,4 @@ def own_optimizer(optimizer: object) -> Optimizer | None:
 
 def _has_closure(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether a step was given a closure; the optimizer itself comes first."""
-    return kwargs.get("closure") is not None or any(arg is not None for arg in args[1:2])
+    return kwargs.get("closure") is not None or (len(args) > 1 and args[1] is not None)

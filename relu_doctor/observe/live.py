@@ -36,6 +36,7 @@ from relu_doctor.terms import Statistics
 PHASE = "train"
 _OWN = "reference"  # phase of the forwards on batches of our own
 _WRITTEN = "a forward that writes to its inputs took a way that was not known: such ones were not observed"
+_MANY = 200  # forwards that were observed, after which compiled loops are worth loading for small ones as well
 _SEED = 0  # of the forwards that are compared with each other: dropout must drop the same
 
 
@@ -59,6 +60,7 @@ class LiveProbe:
         num_inputs: inputs of those that were observed.
         failures: what went wrong in looking, by kind; nothing of it reached the training.
         paused: no forward counts.
+        asleep: none is looked at, and none counted, since none is going to be observed.
         wishes: calls were met that are not known, and that no process finds out alone.
     """
 
@@ -84,7 +86,9 @@ class LiveProbe:
         self.num_inputs = 0
         self.failures: dict[str, str] = {}
         self.paused = 0
+        self.asleep = False
         self.wishes = False
+        self._observed = 0  # forwards
         self._wants = wants
         self._counting: Counting | None = None
         self._unknown = False
@@ -199,7 +203,7 @@ class LiveProbe:
         return reading.num_inputs or 1
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if torch.compiler.is_compiling():
+        if self.asleep or torch.compiler.is_compiling():
             return
         self.drop()
         in_backward = torch._C._current_graph_task_id() != -1  # a checkpoint computes it again
@@ -221,7 +225,7 @@ class LiveProbe:
             self._running = self.probe.follow(self._reading((args, kwargs), counting), PHASE)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling() or self._running is None:
+        if self._running is None or torch.compiler.is_compiling():
             return
         with self._noting_failures("observing"):
             running, self._running = self._running, None
@@ -231,6 +235,9 @@ class LiveProbe:
             if error is None:
                 self.num_inputs += self._inputs
                 self._told.append((self._digests, self._inputs))
+                self._observed += 1
+                if self._observed == _MANY:
+                    self.probe.known.compiles = True
             elif not self._unknown:
                 raise error
             elif given is not None and _versions(given[0]) != given[1]:

@@ -107,9 +107,9 @@ class Alerts:
             sites: as in a diagnosis.
             deaths: in this window, per ``site_id``.
         """
-        for row in sites.to_dict("records"):
-            site, dead, number = str(row["site"]), int(row["dead"]), int(row["num_units"])
-            died, share = deaths.get(str(row["site_id"]), 0), float(row["dead_fraction"])
+        columns = [sites[name].tolist() for name in ("site", "site_id", "dead", "num_units", "dead_fraction")]
+        for site, site_id, dead, number, share in zip(*columns, strict=True):
+            died = deaths.get(site_id, 0)
             counts = f"{dead} of {number} units of {site} are dead ({percent(share)})"
             if died >= max(WAVE_UNITS, WAVE_SHARE * number):
                 message = f"{counts}, {died} of them since the last window"

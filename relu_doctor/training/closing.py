@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from relu_doctor.config import Config
@@ -22,6 +24,8 @@ from relu_doctor.training.maturity import Maturity
 from relu_doctor.training.seen import Seen
 from relu_doctor.training.windows import SITE_COLUMNS, UNIT_COLUMNS
 
+_JUDGED = ("inputs", "inputs_fired", "weight_l2", "dormancy")
+Columns = dict[str, NDArray[Any]]
 _DORMANT = 0.025  # of the site's mean output: Sokar et al. 2023, where a profile sets no other
 
 
@@ -66,32 +70,35 @@ class Closer:
         evidence = self.carrier.take_in(seen.index, stats)
         table = self._table(seen, sites, evidence)
         diagnosis = diagnose(table, self._config)
+        judged = {name: diagnosis.units[name].to_numpy() for name in _JUDGED}
+        dead = diagnosis.units["status"].to_numpy(object) == Status.DEAD.value
         of_sites: list[dict[str, object]] = []
-        of_units: list[pd.DataFrame] = []
+        of_units: list[Columns] = []
+        stop = 0
         for site in sites:
             if not site.num_units:
                 of_sites.append({"site_id": site.site_id})
                 continue
-            rows = diagnosis.units[diagnosis.units["site_id"] == site.site_id]
+            start, stop = stop, stop + site.num_units
+            rows = {name: values[start:stop] for name, values in judged.items()}
             lives = self.lives.of(site.site_id, site.num_units)
-            dead = torch.from_numpy((rows["status"] == Status.DEAD.value).to_numpy().copy())
-            died, revived = lives.judged(dead)
+            died, revived = lives.judged(torch.from_numpy(dead[start:stop].copy()))
             of_sites.append(
                 {
                     "site_id": site.site_id,
                     "deaths": int(died.sum()),
                     "revivals": int(revived.sum()),
                     "update_ratio": _largest(seen.ratios.get(site.site_id)),
-                    "weight_norm": float(rows["weight_l2"].mean()),
-                    "dormant_overlap": self._overlap(site.site_id, rows),
+                    "weight_norm": _mean(rows["weight_l2"]),
+                    "dormant_overlap": self._overlap(site.site_id, rows["dormancy"]),
                     "effective_rank": seen.effective_ranks.get(site.site_id, float("nan")),
                 }
             )
-            of_units.append(self._units(site.site_id, lives, rows, table.coverage, seen.reference.get(site.site_id)))
-        per_site = pd.DataFrame(of_sites).reindex(columns=["site_id", *SITE_COLUMNS]).astype({"site_id": object})
-        columns = ["site_id", "unit", *UNIT_COLUMNS]
-        per_unit = pd.concat(of_units, ignore_index=True)[columns] if of_units else pd.DataFrame(columns=columns)
-        return diagnosis, per_site, per_unit
+            of_units.append(self._units(site, lives, rows, table.coverage, seen.reference.get(site.site_id)))
+        per_site = pd.DataFrame(of_sites, columns=["site_id", *SITE_COLUMNS]).astype({"site_id": object})
+        names = ["site_id", "unit", *UNIT_COLUMNS]
+        whole = {name: np.concatenate([columns[name] for columns in of_units]) for name in names} if of_units else None
+        return diagnosis, per_site, pd.DataFrame(whole, columns=names)
 
     def _begin_anew(self, last_step: int) -> None:
         """Forget what units were before they were treated; a window of several ranks may be judged after that."""
@@ -144,10 +151,10 @@ class Closer:
             stats, inputs=inputs, post_abs_sum=outputs, first_fired=empty.first_fired, last_fired=empty.last_fired
         )
 
-    def _overlap(self, site_id: str, rows: pd.DataFrame) -> float:
+    def _overlap(self, site_id: str, dormancy: NDArray[Any]) -> float:
         """Which part of the units that were dormant at the last window is so still; NaN where none was."""
         tau = self._config.dormancy_tau or _DORMANT
-        now = torch.from_numpy((rows["dormancy"].to_numpy(float) <= tau).copy())
+        now = torch.from_numpy(dormancy <= tau)
         before = self._dormant.get(site_id)
         self._dormant[site_id] = now
         if before is None or not bool(before.any()):
@@ -155,30 +162,31 @@ class Closer:
         return int((before & now).sum()) / int(before.sum())
 
     def _units(
-        self, site_id: str, lives: SiteLives, rows: pd.DataFrame, coverage: Coverage, reference: UnitStats | None
-    ) -> pd.DataFrame:
+        self, site: ActivationSite, lives: SiteLives, rows: Columns, coverage: Coverage, reference: UnitStats | None
+    ) -> Columns:
         kinds, steps = lives.onsets(from_start=self._from_start)
         share = coverage.distinct_inputs / max(coverage.num_inputs, 1)
-        distinct = np.floor(rows["inputs"].to_numpy() * share + 1e-9).astype(np.int64)
-        silent = np.where(rows["inputs_fired"].to_numpy() == 0, distinct, 0)
-        rate = self._config.for_site(str(rows["site"].iloc[0])).max_firing_rate
-        referred = reference or UnitStats.empty(len(rows))
-        told = np.array([bool(kind) for kind in kinds])
-        return pd.DataFrame(
-            {
-                "site_id": site_id,
-                "unit": np.arange(len(rows)),
-                "onset": [kind.value for kind in kinds],
-                "onset_step": steps.numpy(),
-                "onset_confidence": np.where(
-                    told & (silent > 0), 1 - (1 - rate) ** silent, np.where(told, 1.0, np.nan)
-                ),
-                "silent_since": lives.silent_from.numpy(),
-                "silent_inputs": silent,
-                "reference_inputs": referred.inputs.cpu().numpy(),
-                "reference_fired": referred.inputs_fired.cpu().numpy(),
-            }
-        )
+        distinct = np.floor(rows["inputs"] * share + 1e-9).astype(np.int64)
+        silent = np.where(rows["inputs_fired"] == 0, distinct, 0)
+        rate = self._config.for_site(site.name).max_firing_rate
+        referred = reference or UnitStats.empty(site.num_units)
+        told = kinds != ""
+        return {
+            "site_id": np.full(site.num_units, site.site_id, dtype=object),
+            "unit": np.arange(site.num_units),
+            "onset": kinds,
+            "onset_step": steps,
+            "onset_confidence": np.where(told & (silent > 0), 1 - (1 - rate) ** silent, np.where(told, 1.0, np.nan)),
+            "silent_since": lives.silent_from.numpy(),
+            "silent_inputs": silent,
+            "reference_inputs": referred.inputs.cpu().numpy(),
+            "reference_fired": referred.inputs_fired.cpu().numpy(),
+        }
+
+
+def _mean(values: NDArray[Any]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def _largest(values: Tensor | None) -> float:

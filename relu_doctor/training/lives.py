@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 NEVER = -1
@@ -99,8 +101,8 @@ class SiteLives:
         self.lost = self.lost & ~back & ~dead
         return died, back
 
-    def onsets(self, *, from_start: bool) -> tuple[list[Onset], Tensor]:
-        """How each unit came to where it is, and with which update: int64 (units,), -1 for none.
+    def onsets(self, *, from_start: bool) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+        """How each unit came to where it is, an :class:`Onset`'s value, and with which update, -1 for none: (units,).
 
         A unit died with the update after which it fired no more; one that was born dead did so with update 0. One that
         has not fired since it was treated was found dead after that update.
@@ -108,19 +110,12 @@ class SiteLives:
         Args:
             from_start: the watching began before the first update.
         """
-        never = Onset.BORN_DEAD if from_start else Onset.FOUND_DEAD
-        kinds, steps = [], torch.full_like(self.fired, NEVER)
-        for unit, (dead, fired, revived, treated) in enumerate(
-            zip(self.dead.tolist(), self.fired.tolist(), self.revived.tolist(), self.treated.tolist(), strict=True)
-        ):
-            if dead:
-                unseen = never if treated == NEVER else Onset.FOUND_DEAD
-                kinds.append(unseen if fired == NEVER else Onset.DIED)
-                steps[unit] = max(fired, treated, 0)
-            else:
-                kinds.append(Onset.REVIVED if revived != NEVER else Onset.NONE)
-                steps[unit] = revived
-        return kinds, steps
+        dead, fired, revived, treated = (each.numpy() for each in (self.dead, self.fired, self.revived, self.treated))
+        never = (Onset.BORN_DEAD if from_start else Onset.FOUND_DEAD).value
+        unseen = np.where(treated == NEVER, never, Onset.FOUND_DEAD.value)
+        alive = np.where(revived == NEVER, Onset.NONE.value, Onset.REVIVED.value)
+        kinds = np.where(dead, np.where(fired == NEVER, unseen, Onset.DIED.value), alive).astype(object)
+        return kinds, np.where(dead, np.maximum(np.maximum(fired, treated), 0), revived)
 
 
 class Lives:

@@ -42,6 +42,7 @@ from relu_doctor.training.ranks import Ranks, Together, find_ranks
 from relu_doctor.training.saved import restore, state_of
 from relu_doctor.training.schedule import Schedule
 from relu_doctor.training.seen import Seen, in_steps
+from relu_doctor.training.timeline import Timeline
 from relu_doctor.training.updates import UpdateMeter
 from relu_doctor.training.windows import Alert, Window
 
@@ -147,10 +148,11 @@ class Monitor:
         self._known = (0, 0)  # how many sites this process has met, and which version of what all know
         self._observed: list[tuple[int, int]] = []  # first ordinal and step of what was observed in this window
         self._first_step = self._schedule.current
-        self._timeline: list[dict[str, object]] = []
+        self._timeline = Timeline()
         self._last: Window | None = None
         self._seen_forwards = 0
-        self._updates = 0  # of the step that is being made
+        self._updates = 0  # since it was looked last
+        self._wakes = 0  # the step before which there is nothing to be done
         kept = kept if self._ranks.reports else None
         with ExitStack() as undo:
             undo.callback(self._ranks.leave, broken=True)
@@ -199,8 +201,12 @@ class Monitor:
         """
         if self._closed:
             raise MonitorError("step() was called on a closed monitor; make a new one, with start_step= of the run.")
-        self._live.drop()
         self._numbers.take_in(loss=loss, grad_norm=grad_norm)
+        if self._schedule.current < self._wakes:
+            self._schedule.advance()
+            self._live.asleep = self._schedule.current < self._wakes
+            return None
+        self._live.drop()
         if not self._optimizers:
             self._read_gradients()
         self._measure_update()
@@ -210,7 +216,15 @@ class Monitor:
         if self._schedule.advance():
             self._ranks.send(self._take_window(), self._live.probe.sites(), wishes=self._live.wishes)
         closed = [self._judge(seen) for seen in self._ranks.arrived()]
+        self._rest()
         return closed[-1].diagnosis if closed else None
+
+    def _rest(self) -> None:
+        """Sleep up to the step at which there is something to be done again."""
+        idle = self._sites and not self._ranks.waits and self._look.since is None
+        idle = idle and (self._meter is None or self._meter.is_done)
+        self._wakes = self._schedule.next_due if idle else self._schedule.current
+        self._live.asleep = self._schedule.current < self._wakes
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -323,7 +337,7 @@ class Monitor:
     @property
     def timeline(self) -> pd.DataFrame:
         """One row per window and site."""
-        return pd.DataFrame(self._timeline)
+        return self._timeline.frame()
 
     def report(self) -> MonitorReport:
         """How the run stands now: its numbers, the worst sites, the alerts and the verdict; to be printed."""
@@ -360,6 +374,8 @@ class Monitor:
         try:
             self._updates += 1
             self._numbers.note_rates(self._schedule.current)
+            if self._live.asleep:
+                return
             meter = self._meter  # in the step that shows the sites, some frameworks make the forward only now
             if self._watch is None:
                 self._learn_sites()
@@ -371,11 +387,12 @@ class Monitor:
             self._give_up_watching(error)
 
     def _after_update(self, optimizer: Optimizer, had_gradients: bool) -> None:
+        if self._live.asleep or had_gradients:
+            return
         try:
-            if not had_gradients:  # a closure made them, and perhaps the first forward
-                if self._watch is None:
-                    self._learn_sites()
-                self._read_gradients(optimizer)
+            if self._watch is None:  # a closure made them, and perhaps the first forward
+                self._learn_sites()
+            self._read_gradients(optimizer)
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
             self._give_up_watching(error)
 
@@ -496,7 +513,7 @@ class Monitor:
         )
         self._last, self.diagnosis = window, diagnosis
         self.windows += 1
-        self._note_timeline(window)
+        self._timeline.append(window)
         self._hand_out(window)
         self._tell_alerts()
         return window
@@ -521,15 +538,6 @@ class Monitor:
             self._misuse.tell(
                 f"on_alert= raised {_named(error)}; the training goes on, and the alerts are kept.",
                 key="on_alert",
-            )
-
-    def _note_timeline(self, window: Window) -> None:
-        rows = window.diagnosis.sites.merge(window.sites, on="site_id", how="left")
-        for row in rows.to_dict("records"):
-            self._timeline.append(
-                {"window": window.index, "first_step": window.first_step, "last_step": window.last_step}
-                | {str(key): value for key, value in row.items()}
-                | dict(window.numbers)
             )
 
     def _hand_out(self, window: Window) -> None:

@@ -45,6 +45,11 @@ class Together(Protocol):
     version: int
     notes: tuple[str, ...]
 
+    @property
+    def waits(self) -> bool:
+        """Whether something is on its way to this process."""
+        ...
+
     def sites(self, own: Sequence[ActivationSite], parameters: Iterable[str]) -> list[ActivationSite]:
         """Those that any process knows, in forward order; ``parameters`` are the model's, in its order."""
         ...
@@ -97,6 +102,7 @@ class Alone:
 
     reports = True
     in_step = False
+    waits = False
     version = 0
 
     def __init__(self, notes: tuple[str, ...] = ()) -> None:
@@ -155,6 +161,11 @@ class Ranks:
         self._left = False  # every rank has closed its monitor
         self._learns = True  # at the first forward that is observed, which is the same for all
         self._next_step = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether an exchange is under way."""
+        return self._exchange is not None
 
     def sites(self, own: Sequence[ActivationSite], parameters: Iterable[str]) -> list[ActivationSite]:
         """Those that any process knows."""

@@ -55,6 +55,15 @@ class Schedule:
         made = self.made
         return self._closely > 0 or made < EACH or made % LISTEN == 0
 
+    @property
+    def next_due(self) -> int:
+        """The first step, from that which is being made, with which there is anything to be done."""
+        made = self.made
+        if self._closely or made < EACH:
+            return self.current
+        to_listen, to_observe = -made % LISTEN, -made % self.every
+        return self.current + min(to_listen, to_observe, self.window - 1 - made % self.window)
+
     def measures(self) -> bool:
         """Whether the norm of all gradients is to be taken, if the step that is being made is observed in full.
 

@@ -46,6 +46,11 @@ class UpdateMeter:
         self._tries = 0
 
     @property
+    def is_done(self) -> bool:
+        """Whether all was measured in this window that is going to be."""
+        return len(self._ratios) == len(self._names) or self._tries == _TRIES
+
+    @property
     def is_open(self) -> bool:
         """Whether a step is being measured."""
         return bool(self._copies)
@@ -62,7 +67,7 @@ class UpdateMeter:
             optimizer: which one.
             has_gradients: they are there, and what has none is not updated; else a closure is going to make them.
         """
-        if len(self._ratios) == len(self._names) or self._tries == _TRIES:
+        if self.is_done:
             return
         for group in optimizer.param_groups:
             rate = group.get("lr")

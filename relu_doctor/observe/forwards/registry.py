@@ -77,7 +77,7 @@ class CallRegistry:
         hidden: operators of the dispatcher that rectify inside, where nothing can be measured.
         rows_told: whether it was seen whose the rows of selections are; ``None`` while that was not tried.
         ranks: whether its layers were given batches or single inputs.
-        compiles: a call was large enough to load the compiled loops for.
+        compiles: a call was large enough to load the compiled loops for, or there were very many.
         arrangements: how values of calls are taken apart, by all that it depends on.
         notes: what could not be seen as it should, in order.
     """
