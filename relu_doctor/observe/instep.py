@@ -82,7 +82,7 @@ class InStepProbe(LiveProbe):
 
     def _before_all(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Before anything of a forward, also the hooks that gather its parameters."""
-        if self.asleep or torch.compiler.is_compiling() or self.paused or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or self.asleep or self.paused or not torch.is_grad_enabled():
             return
         if torch._C._current_graph_task_id() != -1:
             return

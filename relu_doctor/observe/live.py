@@ -203,7 +203,7 @@ class LiveProbe:
         return reading.num_inputs or 1
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self.asleep or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self.asleep:
             return
         self.drop()
         in_backward = torch._C._current_graph_task_id() != -1  # a checkpoint computes it again
@@ -225,7 +225,7 @@ class LiveProbe:
             self._running = self.probe.follow(self._reading((args, kwargs), counting), PHASE)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._running is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._running is None:
             return
         with self._noting_failures("observing"):
             running, self._running = self._running, None

@@ -56,7 +56,7 @@ class PartsProbe(LiveProbe):
         self._within = None
 
     def _before_part(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self.asleep or torch.compiler.is_compiling() or self._entering or self._within is not None:
+        if torch.compiler.is_compiling() or self.asleep or self._entering or self._within is not None:
             return
         if torch._C._current_graph_task_id() != -1:  # a checkpoint computes it again
             return

@@ -268,7 +268,8 @@ def _numbers(units: pd.DataFrame, lives: pd.DataFrame) -> dict[str, NDArray[Any]
 
 def _whole(values: NDArray[Any]) -> NDArray[Any]:
     """Whole numbers in 32 bits; larger ones are told as the largest."""
-    return np.clip(values, -1, np.iinfo(np.int32).max).astype("<i4")
+    clipped: NDArray[Any] = np.clip(values, -1, np.iinfo(np.int32).max)
+    return clipped.astype("<i4")
 
 
 def _places(words: pd.Series[Any], known: Sequence[str]) -> Bytes:
