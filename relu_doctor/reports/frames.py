@@ -26,6 +26,7 @@ from relu_doctor.reports.coverage import coverage_line, coverage_remarks
 from relu_doctor.reports.verdict import verdict
 from relu_doctor.reports.words import plain_name
 from relu_doctor.terms import Mechanism, Status
+from relu_doctor.training.windows import SITE_COLUMNS
 
 if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis
@@ -116,38 +117,13 @@ class Frame:
         lives: pd.DataFrame,
         alerts: Sequence[Mapping[str, Any]],
     ) -> Self:
-        said = verdict(diagnosis)
-        told = {
-            "label": said.label,
-            "severity": said.severity.value,
-            "sentence": said.sentence,
-            "details": list(said.details),
-            "coverage": coverage_line(diagnosis),
-            "remarks": list(coverage_remarks(diagnosis)),
-            "unit_word": diagnosis.table.coverage.units,
-            "max_firing_rate": diagnosis.config.max_firing_rate,
-            "confidence": diagnosis.config.confidence,
-        }
         sites, columns, stop = [], [], 0
-        status = _places(diagnosis.units["status"], STATUSES)
-        whole = _numbers(diagnosis.units, lives)
+        status, whole = statuses_of(diagnosis.units), numbers_of(diagnosis.units, lives)
         for site, row in zip(diagnosis.table.sites, diagnosis.sites.to_dict("records"), strict=True):
             start, stop = stop, stop + site.num_units
             columns.append({name: values[start:stop] for name, values in whole.items()})
-            extra = {str(name): _finite(value) for name, value in more.get(site.site_id, {}).items()}
-            sites.append(
-                {
-                    "site_id": site.site_id,
-                    "name": plain_name(site.name),
-                    "rectifier": site.rectifier,
-                    "producer": plain_name(site.producer),
-                    "num_units": site.num_units,
-                    "can_die": site.can_die,
-                    "note": plain_name(site.note),
-                    **{name: int(row[name]) for name in _COUNTS},
-                    **{name: value for name, value in extra.items() if name != "site_id" and value is not None},
-                }
-            )
+            told = {**row, **more.get(site.site_id, {}), "can_die": site.can_die, "note": site.note}
+            sites.append(site_of(told))
         findings = [
             {
                 "code": finding.code,
@@ -160,7 +136,7 @@ class Frame:
             for finding in diagnosis.findings[:_MOST_FINDINGS]
         ]
         finite = {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
-        return cls(dict(span), told, finite, sites, status, columns, findings, list(alerts))
+        return cls(dict(span), verdict_of(diagnosis), finite, sites, status, columns, findings, list(alerts))
 
     @property
     def header(self) -> dict[str, Any]:
@@ -237,6 +213,37 @@ def read_numbers(packed: bytes, num_units: int, columns: Sequence[Sequence[str]]
     return found
 
 
+def verdict_of(diagnosis: Diagnosis) -> dict[str, Any]:
+    """What a diagnosis says, as the ``verdict`` of a frame."""
+    said = verdict(diagnosis)
+    return {
+        "label": said.label,
+        "severity": said.severity.value,
+        "sentence": said.sentence,
+        "details": list(said.details),
+        "coverage": coverage_line(diagnosis),
+        "remarks": list(coverage_remarks(diagnosis)),
+        "unit_word": diagnosis.table.coverage.units,
+        "max_firing_rate": diagnosis.config.max_firing_rate,
+        "confidence": diagnosis.config.confidence,
+    }
+
+
+def site_of(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """A row per site, with its counts and what was measured of it, as one of the ``sites`` of a frame."""
+    told = {"site_id": str(row["site_id"]), "name": plain_name(str(row["site"]))}
+    told |= {name: plain_name(str(row[name])) for name in ("rectifier", "producer")}
+    counts = {name: int(row[name]) for name in ("num_units", *_COUNTS)}
+    measured = {name: _finite(row.get(name)) for name in SITE_COLUMNS}
+    others = {"can_die": bool(row.get("can_die", True)), "note": plain_name(str(row.get("note", "")))}
+    return told | counts | others | {name: value for name, value in measured.items() if value is not None}
+
+
+def statuses_of(units: pd.DataFrame) -> Bytes:
+    """The ``status`` of a frame, of one row per unit."""
+    return _places(units["status"], STATUSES)
+
+
 def ranges_of(indices: Sequence[int]) -> list[list[int]]:
     """Ascending indices as ranges, both ends included.
 
@@ -252,8 +259,13 @@ def ranges_of(indices: Sequence[int]) -> list[list[int]]:
     return found
 
 
-def _numbers(units: pd.DataFrame, lives: pd.DataFrame) -> dict[str, NDArray[Any]]:
-    """The columns of all units; a monitor's lives are in the order of its units."""
+def numbers_of(units: pd.DataFrame, lives: pd.DataFrame) -> dict[str, NDArray[Any]]:
+    """The ``COLUMNS`` of all units.
+
+    Args:
+        units: one row each.
+        lives: a monitor's, in the same order; empty where there is none.
+    """
     number = len(units)
     told = len(lives) == number and number > 0
     found: dict[str, NDArray[Any]] = {"inputs": _whole(units["inputs"].to_numpy())}
