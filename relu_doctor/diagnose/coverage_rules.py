@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from relu_doctor.diagnose.findings import Case, Finding, indices, rule, share_of, typical
 from relu_doctor.numerals import percent, plural, upper_percent
 from relu_doctor.terms import Status
-
-_SILENT = (Status.DEAD.value, Status.UNPROVEN.value)
 
 
 @rule("RD401")
@@ -113,7 +113,7 @@ def repeated_inputs(case: Case) -> Iterator[Finding]:
 def rare(case: Case) -> Iterator[Finding]:
     """Units that fired, but on few inputs. Rare is not dead: specialised units of sound networks are rare too."""
     for site, rows in case.sites():
-        hit = rows[rows["status"] == Status.RARE.value]
+        hit = rows.of(Status.RARE)
         if len(hit) and len(hit) > 0.1 * len(rows):
             limit = case.config.for_site(site.name).rare_firing_rate
             yield Finding(
@@ -121,7 +121,7 @@ def rare(case: Case) -> Iterator[Finding]:
                 f"{share_of(hit, rows)} fire on fewer than {percent(limit)} of {case.table.coverage.units}",
                 site.name,
                 indices(hit),
-                evidence=f"median firing rate {percent(float(hit['firing_rate'].median()))}",
+                evidence=f"median firing rate {percent(float(np.median(hit['firing_rate'])))}",
                 advice="Rare is not dead. Watch whether their number grows from checkpoint to checkpoint.",
             )
 
@@ -133,7 +133,7 @@ def dormant(case: Case) -> Iterator[Finding]:
     They fire: they are not dead.
     """
     for site, rows in case.sites():
-        hit = rows[rows["status"] == Status.DORMANT.value]
+        hit = rows.of(Status.DORMANT)
         if len(hit):
             tau = case.config.for_site(site.name).dormancy_tau
             yield Finding(
@@ -158,7 +158,7 @@ def silent_in_eval_only(case: Case) -> Iterator[Finding]:
     if "train_inputs_fired" not in case.judgement.units.columns:
         return
     for site, rows in case.sites():
-        hit = rows[rows["status"].isin(_SILENT) & (rows["train_inputs_fired"] > 0)]
+        hit = rows.where(rows["train_inputs_fired"] > 0).of(Status.DEAD, Status.UNPROVEN)
         if len(hit):
             yield Finding(
                 "RD601",

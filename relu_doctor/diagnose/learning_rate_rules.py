@@ -11,8 +11,6 @@ from relu_doctor.diagnose.origins import Fit, compare_updates
 from relu_doctor.numerals import plural
 from relu_doctor.terms import Status
 
-_SILENT = (Status.DEAD.value, Status.UNPROVEN.value)
-
 
 @rule("RD301")
 def learning_rate(case: Case) -> Iterator[Finding]:
@@ -27,7 +25,11 @@ def learning_rate(case: Case) -> Iterator[Finding]:
     Helps: a tenth of the learning rate, warm-up, gradient clipping.
     """
     history = case.history
-    silent = {site.site_id: rows["status"].isin(_SILENT).to_numpy() for site, rows in case.sites() if site.can_die}
+    silent = {
+        site.site_id: np.isin(rows.places, rows.of(Status.DEAD, Status.UNPROVEN).places)
+        for site, rows in case.sites()
+        if site.can_die
+    }
     total = int(sum(flags.sum() for flags in silent.values()))
     if history is None or not total:
         return

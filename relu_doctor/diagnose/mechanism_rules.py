@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pandas as pd
-
-from relu_doctor.diagnose.findings import Case, Finding, indices, rule, share_of, typical
+from relu_doctor.diagnose.findings import Case, Finding, Rows, indices, rule, share_of, typical
 from relu_doctor.diagnose.table import SiteRecord
 from relu_doctor.numerals import plural, upper_percent
 from relu_doctor.terms import Mechanism, Status
-
-_SILENT = (Status.DEAD.value, Status.UNPROVEN.value)
 
 
 @rule("RD101")
@@ -25,7 +21,7 @@ def non_finite(case: Case) -> Iterator[Finding]:
     Helps: lower the learning rate or clip gradients, restart from the last finite checkpoint, look for NaN in the data.
     """
     for site, rows in case.sites():
-        hit = rows[rows["status"] == Status.NON_FINITE.value]
+        hit = rows.of(Status.NON_FINITE)
         if len(hit):
             yield Finding(
                 "RD101",
@@ -40,17 +36,16 @@ def non_finite(case: Case) -> Iterator[Finding]:
             )
 
 
-def _held(case: Case, mechanism: Mechanism) -> Iterator[tuple[SiteRecord, pd.DataFrame, pd.DataFrame]]:
+def _held(case: Case, mechanism: Mechanism) -> Iterator[tuple[SiteRecord, Rows, Rows]]:
     for site, rows in case.sites():
-        held = rows["mechanism"].to_numpy() == mechanism.value
-        hit = rows[held & rows["status"].isin(_SILENT)] if held.any() else None
-        if hit is not None and len(hit):
+        hit = rows.where(rows["mechanism"] == mechanism.value).of(Status.DEAD, Status.UNPROVEN)
+        if len(hit):
             yield site, rows, hit
 
 
-def _silent_phrase(hit: pd.DataFrame, case: Case) -> str:
+def _silent_phrase(hit: Rows, case: Case) -> str:
     """``dead (fires on < 0.51 % of inputs)``, never dead without its rate."""
-    dead = hit[hit["status"] == Status.DEAD.value]
+    dead = hit.of(Status.DEAD)
     if not len(dead):
         return "silent, not proved dead"
     if case.table.coverage.exhaustive:
@@ -61,7 +56,7 @@ def _silent_phrase(hit: pd.DataFrame, case: Case) -> str:
 def _mechanism_finding(
     code: str, case: Case, mechanism: Mechanism, evidence: dict[str, str], advice: str, extra: str = ""
 ) -> Iterator[Finding]:
-    diverged = bool((case.judgement.units["status"] == Status.NON_FINITE.value).any())
+    diverged = any(len(rows.of(Status.NON_FINITE)) for _, rows in case.sites())
     for site, rows, hit in _held(case, mechanism):
         numbers = ", ".join(f"{label} {typical(hit[column])}" for label, column in evidence.items())
         text = "; ".join(part for part in (f"medians: {numbers}" if numbers else "", extra) if part)
@@ -286,7 +281,7 @@ def saturated(case: Case) -> Iterator[Finding]:
     Helps: a lower learning rate, normalisation before the rectifier, or an unbounded rectifier.
     """
     for site, rows in case.sites():
-        hit = rows[rows["status"] == Status.SATURATED.value]
+        hit = rows.of(Status.SATURATED)
         if len(hit):
             yield Finding(
                 "RD210",
