@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from relu_doctor import plot as plot
     from relu_doctor.config import Config as Config
     from relu_doctor.config import load_config as load_config
     from relu_doctor.diagnose.diagnosis import Diagnosis as Diagnosis
@@ -37,6 +38,7 @@ __all__ = [
     "__version__",
     "diagnose",
     "load_config",
+    "plot",
     "scan",
     "tap",
 ]
@@ -48,6 +50,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "__version__":
         return metadata.version("relu-doctor")
+    if name == "plot":
+        return import_module("relu_doctor.plot")
     if name in _HOMES:
         globals()[name] = getattr(import_module(_HOMES[name]), name)
         return globals()[name]

@@ -19,7 +19,7 @@ LAYERS = (
     {"observe"},
     {"diagnose"},
     {"checkpoints", "training", "trials", "reports", "scanner", "scanning"},
-    {"integrations", "demo", "cli"},
+    {"integrations", "demo", "plot", "cli"},
     {"__init__", "__main__"},  # the doors: the public names, imported lazily, and `python -m relu_doctor`
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
