@@ -14,7 +14,7 @@ import pandas as pd
 
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.errors import ConfigError, OutputError
-from relu_doctor.reports.palette import STATUS_COLOURS, STATUS_ORDER
+from relu_doctor.reports.colours import STATUS_COLOURS
 from relu_doctor.reports.words import plain_name, shorten
 from relu_doctor.terms import Status
 from relu_doctor.training.history import History
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Run = Monitor | HistoryReader | str | Path | Iterable[tuple[int, Diagnosis]]
+STATUS_ORDER = tuple(status.value for status in STATUS_COLOURS)  # of the colours of a unit map
 _FIRED = "#7d9db5"
 _NAME = 24  # characters of a site's name
 _OFTEN_CITED = (0.2, 0.5)  # of a network's units
@@ -100,7 +101,7 @@ def firing_rates(diagnosis: Diagnosis, ax: Axes | None = None, *, site: str | No
     for status in (Status.DEAD, Status.UNPROVEN, Status.SATURATED):
         number = int((silent == status.value).sum())
         if number:
-            colour = STATUS_COLOURS[status.value]
+            colour = STATUS_COLOURS[status]
             axes.bar(never, number, 3 * width, bottom, color=colour, label=status.value)
             bottom += number
     axes.axvline(
@@ -140,13 +141,13 @@ def unit_map(diagnosis: Diagnosis, ax: Axes | None = None) -> Axes:
     for row, site in enumerate(records):
         start, stop = stop, stop + site.num_units
         picture[row, : site.num_units] = codes[start:stop]
-    colours = ListedColormap([STATUS_COLOURS[status] for status in STATUS_ORDER])
+    colours = ListedColormap([STATUS_COLOURS[Status(status)] for status in STATUS_ORDER])
     axes.imshow(picture, cmap=colours, vmin=-0.5, vmax=len(STATUS_ORDER) - 0.5, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(records)), [_literal(shorten(plain_name(site.name), _NAME)) for site in records])
     axes.hlines(np.arange(1, len(records)) - 0.5, *axes.get_xlim(), color="white", linewidth=2)
     axes.set(xlabel="unit")
     there = [status for place, status in enumerate(STATUS_ORDER) if (codes == place).any()]
-    handles = [Patch(color=STATUS_COLOURS[status], label=status.replace("_", " ")) for status in there]
+    handles = [Patch(color=STATUS_COLOURS[Status(status)], label=status.replace("_", " ")) for status in there]
     axes.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return axes
 

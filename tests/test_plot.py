@@ -12,8 +12,7 @@ from torch import nn
 import relu_doctor
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.errors import ConfigError, HistoryError
-from relu_doctor.reports.palette import STATUS_COLOURS, STATUS_ORDER
-from relu_doctor.terms import Status
+from relu_doctor.plot import STATUS_ORDER
 from relu_doctor.training.monitor import Monitor
 from tests.training.loops import batches, perceptron, train
 
@@ -119,9 +118,3 @@ def test_names_are_drawn_as_they_are():
     axes = relu_doctor.plot.dead_fraction([(1, diagnosis)])
     assert any("x^2" in text.get_text() for text in axes.get_legend().get_texts())
     relu_doctor.plot.unit_map(diagnosis).figure.canvas.draw()
-
-
-def test_every_status_has_a_colour_of_its_own():
-    """No two of them the same."""
-    assert set(STATUS_COLOURS) == {status.value for status in Status}
-    assert len(set(STATUS_COLOURS.values())) == len(STATUS_COLOURS)
