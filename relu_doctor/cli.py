@@ -10,8 +10,9 @@ import typer
 
 from relu_doctor.commands.demo import demo
 from relu_doctor.commands.explain import explain
-from relu_doctor.commands.history import export, report, watch
+from relu_doctor.commands.history import export, watch
 from relu_doctor.commands.output import BAD_INPUT, PASSED, StopError
+from relu_doctor.commands.report import report
 from relu_doctor.commands.scan import scan
 from relu_doctor.errors import ReLUDoctorError
 from relu_doctor.text import clean_text

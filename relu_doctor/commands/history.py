@@ -1,4 +1,4 @@
-"""``relu-doctor report``, ``watch`` and ``export``: the history of a monitored run."""
+"""``relu-doctor watch`` and ``export``: the history of a monitored run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relu_doctor.commands.output import check_output, console, while_it_is_read, write_text
-
-
-class ReportFormat(StrEnum):
-    """What ``report --format`` takes."""
-
-    TABLE = "table"
-    JSON = "json"
+from relu_doctor.commands.output import check_output, console, while_it_is_read
 
 
 class TableFormat(StrEnum):
@@ -40,27 +33,6 @@ class HistoryTable(StrEnum):
 
 
 _HISTORY = typer.Argument(metavar="DIR", help="The directory of a run's history, Monitor(history=DIR).")
-
-
-def report(
-    directory: Annotated[Path, _HISTORY],
-    output_format: Annotated[ReportFormat, typer.Option("--format", help="What to print.")] = ReportFormat.TABLE,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write there instead of to stdout.")] = None,
-) -> None:
-    """Show the history of a monitored run, finished or still running: each site over time, alerts, the last verdict."""
-    check_output(output, None)
-
-    from relu_doctor.reports.history import history_json, look, render_history, render_history_text
-    from relu_doctor.training.history import History
-
-    view = look(History.read(directory))
-    with while_it_is_read():
-        if output_format is ReportFormat.JSON:
-            write_text(history_json(view), output)
-        elif output is not None:
-            write_text(render_history_text(view), output)
-        else:
-            render_history(view, console())
 
 
 def watch(
@@ -95,10 +67,12 @@ def export(
     check_output(output, None)
 
     from relu_doctor.diagnose.storage import open_atomically
-    from relu_doctor.reports.exports import check_format, frames, write
+    from relu_doctor.reports.exports import frames, write
+    from relu_doctor.reports.tables import need_parquet
     from relu_doctor.training.history import History
 
-    check_format(output_format)
+    if output_format is TableFormat.PARQUET:
+        need_parquet()
     pieces = frames(History.read(directory, superseded=superseded), table, window)
     if output is None:
         with while_it_is_read():

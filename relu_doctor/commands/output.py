@@ -107,3 +107,13 @@ def write_text(text: str, output: Path | None) -> None:
         sys.stdout.write(text)
     else:
         write_atomically(output, text.encode())
+
+
+def write_bytes(content: bytes, output: Path | None) -> None:
+    """Write to a file, or to stdout."""
+    from relu_doctor.diagnose.storage import write_atomically
+
+    if output is None:
+        sys.stdout.buffer.write(content)
+    else:
+        write_atomically(output, content)

@@ -6,22 +6,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from relu_doctor.commands.formats import OutputFormat, check_format, write_diagnoses
 from relu_doctor.commands.output import (
     FAILED,
     INCONCLUSIVE,
     PASSED,
     check_output,
-    console,
     fail,
     warnings_as_notes,
     while_it_is_read,
-    write_text,
 )
 from relu_doctor.errors import ReLUDoctorError
 from relu_doctor.terms import Evidence, Mode
@@ -31,14 +29,6 @@ if TYPE_CHECKING:
     from relu_doctor.checkpoints.scanning import ScannedCheckpoint
     from relu_doctor.diagnose.gates import Gate
     from relu_doctor.scanner import ScanRequest
-
-
-class OutputFormat(StrEnum):
-    """What ``--format`` takes."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
 
 
 def scan(
@@ -115,6 +105,7 @@ def scan(
             "random:3x32x32."
         )
     check_output(output, tensorboard)
+    check_format(output_format)
     model_spec, data_spec = model, data
 
     from relu_doctor.checkpoints.data import open_data
@@ -155,7 +146,7 @@ def scan(
                 scanned.append(one)
     scanned = compare_within_runs(scanned)
     with while_it_is_read():  # gates are decided all the same
-        _write(scanned, output_format, output)
+        write_diagnoses([(clean_text(each.checkpoint.path), each.diagnosis) for each in scanned], output_format, output)
     if tensorboard is not None:
         _write_tensorboard(scanned, tensorboard)
     raise typer.Exit(_gate(scanned, Gate(per_site=fail_over, total=fail_over_total, min_units=min_units)))
@@ -214,29 +205,6 @@ def _request(
         exhaustive=exhaustive,
         config=thresholds,
     )
-
-
-def _write(scanned: list[ScannedCheckpoint], output_format: OutputFormat, output: Path | None) -> None:
-    from relu_doctor.diagnose.storage import SCHEMA_VERSION, dump_json
-
-    if output_format is OutputFormat.JSON:
-        text = dump_json(
-            {"schema_version": SCHEMA_VERSION, "diagnoses": [each.diagnosis.to_dict() for each in scanned]}
-        )
-    elif output_format is OutputFormat.CSV:
-        from relu_doctor.reports.tables import units_csv
-
-        text = units_csv({clean_text(each.checkpoint.path): each.diagnosis for each in scanned})
-    else:
-        from relu_doctor.reports.scans import render_scans
-
-        if output is None:
-            render_scans([(each.checkpoint.path.name, each.diagnosis) for each in scanned], console())
-            return
-        from relu_doctor.reports.scans import render_scans_text
-
-        text = render_scans_text([(each.checkpoint.path.name, each.diagnosis) for each in scanned])
-    write_text(text, output)
 
 
 def _write_tensorboard(scanned: list[ScannedCheckpoint], directory: Path) -> None:

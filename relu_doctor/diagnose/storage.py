@@ -108,6 +108,18 @@ def save(diagnosis: Diagnosis, path: Path) -> Path:
 
 def load(path: Path) -> Diagnosis:
     """Read a diagnosis; see :meth:`~relu_doctor.Diagnosis.load`."""
+    found = load_all(path)
+    if len(found) != 1:
+        raise DiagnosisFormatError(f"expected one saved diagnosis, found {len(found)} in {path}; name them one by one.")
+    return found[0]
+
+
+def load_all(path: Path) -> list[Diagnosis]:
+    """Read the diagnoses of a file: the one that was saved, or all that a scan of several checkpoints wrote.
+
+    Raises:
+        DiagnosisFormatError: the file is missing, damaged, holds none, or is of a newer schema.
+    """
     if not path.is_file() and path.with_suffix(".safetensors").is_file():
         path = path.with_suffix(".safetensors")
     try:
@@ -115,16 +127,15 @@ def load(path: Path) -> Diagnosis:
     except OSError as error:
         raise DiagnosisFormatError(f"expected a saved diagnosis at {path}: {error.strerror}.") from error
     if content[8:9] == b"{" and b"\0" in content[:8]:  # the length of a header, which JSON never begins with
-        return from_columns(content, path)
+        return [from_columns(content, path)]
     try:
         data = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DiagnosisFormatError(f"expected a saved diagnosis, found no JSON in {path} ({error}).") from error
     if not isinstance(data, dict):
         raise DiagnosisFormatError(f"expected a saved diagnosis, found a JSON {type(data).__name__} in {path}.")
-    if "diagnoses" in data and isinstance(data["diagnoses"], list) and len(data["diagnoses"]) == 1:
-        data = data["diagnoses"][0]
-    return from_dict(data)
+    several = data.get("diagnoses")
+    return [from_dict(each) for each in several] if isinstance(several, list) else [from_dict(data)]
 
 
 def dump_json(data: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -11,24 +10,12 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from relu_doctor.diagnose.storage import plain, records
-from relu_doctor.errors import HistoryError, OutputError
+from relu_doctor.errors import HistoryError
 from relu_doctor.reports.tables import inert
 from relu_doctor.training.history_reading import HistoryReader
 from relu_doctor.training.history_schema import SCHEMA_VERSION
 
 CSV, JSON, PARQUET = "csv", "json", "parquet"
-
-
-def check_format(form: str) -> None:
-    """Refuse at once what could not be written.
-
-    Raises:
-        OutputError: a package is missing.
-    """
-    if form == PARQUET and importlib.util.find_spec("pyarrow") is None:
-        raise OutputError(
-            "Parquet needs the package pyarrow, which is not installed: pip install pyarrow, or take --format csv."
-        )
 
 
 def frames(reader: HistoryReader, table: str, window: int | None = None) -> Iterator[pd.DataFrame]:
