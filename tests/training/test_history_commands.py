@@ -186,7 +186,8 @@ def test_what_is_no_history_is_refused(run, tmp_path, arguments):
     assert "relu_doctor.sqlite" in one_sentence(run(command, tmp_path, *options))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    assert "found a file at" in one_sentence(run(command, tmp_path / "file", *options))
+    told = "found no JSON in" if command == "report" else "found a file at"
+    assert told in one_sentence(run(command, tmp_path / "file", *options))
 
 
 def test_bad_arguments_are_refused(run, kept, tmp_path):
