@@ -10,7 +10,9 @@ are made to come more often). In brackets the standard error of that, from the s
 what the method itself makes of no difference.
 
 Contestants: `defaults` (every 50 steps observed in full, a window of 500), `every step` (each observed in full),
-`watch` (the gradients alone), `naive` (four statistics in a forward hook of every ReLU, each step).
+`watch` (the gradients alone), `naive` (four statistics in a forward hook of every ReLU, each step); and, where they are
+installed, the other tools that watch training, attached as their documentation says, with their own defaults
+(`torchmortem` samples by itself, `torch-audit` looks at every 1000th step; `torch-audit, each` at every one).
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +132,17 @@ def monitored(every: int, window: int) -> Callable[[nn.Module, torch.optim.Optim
     return lambda model, optimizer: relu_doctor.Monitor(model, optimizer=optimizer, every=every, window=window)
 
 
-MONITORS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Monitor | None]] = {
+class Watcher(Protocol):
+    """What is told of each step, and let go in the end."""
+
+    def step(self, loss: Tensor) -> object:
+        """A step was made."""
+
+    def close(self) -> object:
+        """The run is over."""
+
+
+MONITORS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Watcher | None]] = {
     "plain": lambda model, optimizer: None,
     "plain again": lambda model, optimizer: None,
     "defaults": monitored(*HERE["defaults"]),
@@ -135,6 +150,43 @@ MONITORS: dict[str, Callable[[nn.Module, torch.optim.Optimizer], Monitor | None]
     "watch": monitored(NEVER, NEVER),
     "naive": naive,
 }
+
+
+class Torchmortem:
+    """The autopsy that torchmortem makes of a run."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.autopsy = import_module("torchmortem").Autopsy(model, optimizer)
+        self.autopsy.attach()
+
+    def step(self, loss: Tensor) -> None:
+        """A step was made."""
+        self.autopsy.step(loss=loss.item())
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self.autopsy.detach()
+
+
+class TorchAudit:
+    """torch-audit's patches around a run."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, **options: int) -> None:
+        self.auditor = import_module("torch_audit").autopatch(model, optimizer=optimizer, **options)
+
+    def step(self, loss: Tensor) -> None:
+        """It sees the optimizer's steps itself."""
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self.auditor.unpatch()
+
+
+if find_spec("torchmortem") is not None:
+    MONITORS["torchmortem"] = Torchmortem
+if find_spec("torch_audit") is not None:
+    MONITORS["torch-audit"] = TorchAudit
+    MONITORS["torch-audit, each"] = lambda model, optimizer: TorchAudit(model, optimizer, every_n_steps=1)
 
 
 def now() -> float:
@@ -196,14 +248,15 @@ def growth(steps: int) -> Iterator[str]:
         trainee.step()
     grown = tracemalloc.get_traced_memory()[0] - half
     tracemalloc.stop()
-    assert trainee.monitor is not None
+    assert isinstance(trainee.monitor, Monitor)
     trainee.monitor.close()
     yield f"after {steps:,} steps Python holds {grown / 1024:.0f} KiB more than after half of them"
 
 
 def tell(text: str) -> None:
-    """Progress, on standard error."""
-    print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
+    """Progress, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r{text:<60}", end="", file=sys.stderr, flush=True)
 
 
 def main() -> None:
