@@ -151,6 +151,9 @@ class Monitor:
         self._timeline = Timeline()
         self._last: Window | None = None
         self._seen_forwards = 0
+        self._about = {"model": type(self.model).__name__}
+        if self._optimizers:
+            self._about["optimizer"] = ", ".join(dict.fromkeys(type(each).__name__ for each in self._optimizers))
         self._updates = 0  # since it was looked last
         self._wakes = 0  # the step before which there is nothing to be done
         kept = kept if self._ranks.reports else None
@@ -509,7 +512,16 @@ class Monitor:
         deaths = dict(zip(sites["site_id"], sites["deaths"].fillna(0).astype(int), strict=True)) if len(sites) else {}
         self._alerts.window(step, diagnosis.sites, deaths)
         window = Window(
-            self.windows, seen.first_step, step, time.time(), diagnosis, sites, units, numbers, self._alerts.take()
+            self.windows,
+            seen.first_step,
+            step,
+            time.time(),
+            diagnosis,
+            sites,
+            units,
+            numbers,
+            self._alerts.take(),
+            self._about,
         )
         self._last, self.diagnosis = window, diagnosis
         self.windows += 1

@@ -55,6 +55,7 @@ class Window:
         numbers: of the run: ``loss``, ``grad_norm``, ``watched_grad_norm`` (of the biases alone that the gradient watch
             reads), ``lr`` (``lr/1`` … of further groups), ``observed_steps``, ``observed_inputs``; those that were had.
         alerts: raised since the window before.
+        about: of the run: ``model`` and ``optimizer``, the names of their classes.
     """
 
     index: int
@@ -66,6 +67,7 @@ class Window:
     units: pd.DataFrame
     numbers: Mapping[str, float]
     alerts: tuple[Alert, ...] = ()
+    about: Mapping[str, str] = field(default_factory=dict)
 
     def scalars(self) -> dict[str, float]:
         """Flat numbers for any experiment tracker, under names that stay the same.
