@@ -46,15 +46,20 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import public names when they are first asked for, so that ``import relu_doctor`` stays cheap."""
+    import random
     from importlib import import_module, metadata
 
     if name == "__version__":
         return metadata.version("relu-doctor")
-    if name == "plot":
-        return import_module("relu_doctor.plot")
-    if name in _HOMES:
-        globals()[name] = getattr(import_module(_HOMES[name]), name)
-        return globals()[name]
+    numbers = random.getstate()  # some libraries draw from it when they are imported
+    try:
+        if name == "plot":
+            return import_module("relu_doctor.plot")
+        if name in _HOMES:
+            globals()[name] = getattr(import_module(_HOMES[name]), name)
+            return globals()[name]
+    finally:
+        random.setstate(numbers)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

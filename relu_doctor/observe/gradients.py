@@ -2,7 +2,8 @@
 
 The gradient of a bias is the sum of what passes its unit: exactly 0 where the unit was silent on the whole batch, if
 every path from it to the loss leads through the rectifier. Zeros also come from underflow, dropout and readers that let
-nothing back: a gradient that is not 0 proves that a unit fired, one that is 0 is a reason to look.
+nothing back; and what is not 0 may come from elsewhere (a penalty on the parameters, noise). So it is a reason to look;
+and where a forward that is observed in full shows a unit silent that has a gradient, the site is not trusted any more.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class GradientWatch:
     Attributes:
         sites: ``site_id`` of the sites that are followed, in order.
         last_fired: int64 (units,), the last step at which each unit of those sites had a gradient; -1 for never.
+        last_checked: int64 (units,), the same of the steps that were observed in full.
         norm: 2-norm of those gradients at the last reading that are sums over the units' inputs; a number or a
             scalar on their device.
         silent: float (sites,), the share of each site's units without a gradient at the last reading; on the
@@ -70,6 +72,7 @@ class GradientWatch:
         self.sites = tuple(each.site_id for each in self._followed)
         device = self._followed[0].parameter.device if self._followed else torch.device("cpu")
         self.last_fired = torch.full((start,), -1, dtype=torch.int64, device=device)
+        self.last_checked = self.last_fired.clone()
         sizes = [each.stop - each.start for each in self._followed]
         self._owner = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64)).to(
             device
@@ -116,10 +119,20 @@ class GradientWatch:
             span = other.span(each.site_id)
             if span is not None and span.stop - span.start == each.stop - each.start:
                 self.last_fired[each.start : each.stop] = other.last_fired[span]
+                self.last_checked[each.start : each.stop] = other.last_checked[span]
 
     def heard(self) -> dict[str, Tensor]:
         """Per ``site_id``, when each unit had a gradient last: int64 (units,), on the CPU."""
         return {each.site_id: self.last_fired[each.start : each.stop].to("cpu", copy=True) for each in self._followed}
+
+    def checked(self) -> dict[str, Tensor]:
+        """The same of the steps that were observed in full."""
+        return {each.site_id: self.last_checked[each.start : each.stop].to("cpu", copy=True) for each in self._followed}
+
+    def belongs_to(self, optimizer: Optimizer) -> bool:
+        """Whether an optimizer updates all the parameters that are followed."""
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return all(id(each.parameter) in own for each in self._followed)
 
     def remember(self, heard: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`heard` told in another process."""
@@ -132,7 +145,8 @@ class GradientWatch:
         """Forget when units of a site had a gradient: bool (units,)."""
         span = self.span(site_id)
         if span is not None:
-            self.last_fired[span].masked_fill_(units.to(self.last_fired.device), -1)
+            for steps in (self.last_fired, self.last_checked):
+                steps[span].masked_fill_(units.to(steps.device), -1)
 
     def span(self, site_id: str) -> slice | None:
         """Where the units of a site stand in :attr:`last_fired`; ``None`` for one that is not followed."""
@@ -142,47 +156,58 @@ class GradientWatch:
         return None
 
     @torch.no_grad()
-    def read(self, step: int) -> bool:
+    def read(self, step: int, *, observed: bool = False, optimizer: Optimizer | None = None) -> bool:
         """Read the gradients as they are now.
 
         Args:
             step: under which number they count.
+            observed: the forward of this step is observed in full.
+            optimizer: only of the parameters that it updates; those of others may be of earlier steps.
 
         Returns:
             Whether there were any; else nothing has changed.
         """
         found = [_gradient(each) for each in self._followed]
+        if optimizer is not None:
+            own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            found = [
+                gradient if id(each.parameter) in own else None
+                for each, gradient in zip(self._followed, found, strict=True)
+            ]
         if not found or any(gradient is None for gradient in found):
-            return self._read_some(found, step)
+            return self._read_some(found, step, observed=observed)
         if self.silent.device.type == "cpu":
             try:
-                self._take_at_once([gradient.detach().numpy() for gradient in found], step)  # type: ignore[union-attr]
+                values = [gradient.detach().numpy() for gradient in found]  # type: ignore[union-attr]
+                self._take_at_once(values, step, observed=observed)
             except (TypeError, RuntimeError):  # a type that numpy has not, or memory elsewhere
                 pass
             else:
                 return True
         if len({gradient.device for gradient in found}) > 1:  # type: ignore[union-attr]  # none is None
-            return self._read_some(found, step)
+            return self._read_some(found, step, observed=observed)
         gradients = torch.cat(found)  # type: ignore[arg-type]
-        self.norm = self._take(gradients, slice(None), step).sqrt()
+        self.norm = self._take(gradients, slice(None), step, observed=observed).sqrt()
         return True
 
-    def _take_at_once(self, gradients: list[Array], step: int) -> None:
+    def _take_at_once(self, gradients: list[Array], step: int, *, observed: bool) -> None:
         """What :meth:`_take` does, on the CPU, where calls of torch would cost more than the work."""
         values = np.concatenate(gradients)
         fired = np.isfinite(values)
         fired &= values != 0
         np.copyto(self.last_fired.numpy(), step, where=fired)
+        if observed:
+            np.copyto(self.last_checked.numpy(), step, where=fired)
         speaking = np.add.reduceat(fired, self._starts, dtype=np.float32)
         np.subtract(1, speaking / self._sizes, out=self.silent.numpy())
         with np.errstate(over="ignore", invalid="ignore"):  # where the run diverges
             counted = values * self._counts.numpy()
             self.norm = float(np.sqrt(counted.dot(counted)))
 
-    def _read_some(self, found: list[Tensor | None], step: int) -> bool:
+    def _read_some(self, found: list[Tensor | None], step: int, *, observed: bool) -> bool:
         """Where some parameters have no gradient (frozen, not reached by this step's loss), or they are on devices."""
         squares = [
-            self._take(gradient, slice(each.start, each.stop), step)
+            self._take(gradient, slice(each.start, each.stop), step, observed=observed)
             for each, gradient in zip(self._followed, found, strict=True)
             if gradient is not None
         ]
@@ -190,11 +215,13 @@ class GradientWatch:
             self.norm = torch.stack(squares).sum().sqrt()
         return bool(squares)
 
-    def _take(self, gradients: Tensor, place: slice, step: int) -> Tensor:
+    def _take(self, gradients: Tensor, place: slice, step: int, *, observed: bool) -> Tensor:
         """Take in the gradients of some units; the sum of the squares of those that are sums."""
         fired = ((gradients != 0) & gradients.isfinite()).to(self.silent.device)
         gradients = gradients.to(self.silent.device, torch.float32)
         self.last_fired[place].masked_fill_(fired, step)
+        if observed:
+            self.last_checked[place].masked_fill_(fired, step)
         owners = self._owner[place]
         if place == slice(None):
             self.silent.zero_()
@@ -238,8 +265,8 @@ def _fits(parameter: nn.Parameter, speaker: Speaker) -> bool:
 def _gradient(each: _Followed) -> Tensor | None:
     """A number per unit that is 0 where its row has no gradient; ``None`` where there is none."""
     gradient = each.parameter.grad
-    if gradient is None or gradient.layout is not torch.strided:
-        return None
+    if gradient is None or gradient.layout is not torch.strided or not each.parameter.requires_grad:
+        return None  # what was frozen keeps the last gradient that it had
     if gradient.dim() > 1:
         gradient = gradient.flatten(1)
         gradient = gradient[:, 0] if gradient.shape[1] == 1 else gradient.abs().amax(1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from relu_doctor.observe.forwards.surroundings import undisturbed
 from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.graph.parts import Part
 from relu_doctor.observe.graph.sharding import in_all_processes, whole
 from relu_doctor.observe.graph.units import Term
+from relu_doctor.observe.models.guard import preserved
 from relu_doctor.observe.models.scripted import frozen_weights, module_at
 from relu_doctor.observe.models.wrappers import fetched
 from relu_doctor.observe.sites import ActivationSite
@@ -61,14 +64,30 @@ class ParameterReader:
         for term in (term for site in sites for term in site.terms):
             for names in {term.weight, term.additive} - {()}:
                 wanted.setdefault(names, []).append(term)
-        for names in in_all_processes(model, sorted(wanted)):
-            value = self._effective(names)
-            for term in wanted.get(names, ()):
-                if names == term.weight and not (term.computed and self._in_the_forward(names)):
-                    rows = _row_squares(value, term) if term.kind == "weight" else _rows(value, term, term.weight_part)
-                    self._scales[id(term)] = rows
-                if names == term.additive:
-                    self._added[id(term)] = _rows(value, term, term.additive_part)
+        with self._untouched():
+            for names in in_all_processes(model, sorted(wanted)):
+                value = self._effective(names)
+                for term in wanted.get(names, ()):
+                    self._take(names, value, term)
+
+    def _take(self, names: tuple[str, ...], value: Tensor | None, term: Term) -> None:
+        """Keep what a tensor says about the units of one term."""
+        if names == term.weight and not (term.computed and self._in_the_forward(names)):
+            rows = _row_squares(value, term) if term.kind == "weight" else _rows(value, term, term.weight_part)
+            self._scales[id(term)] = rows
+        if names == term.additive:
+            self._added[id(term)] = _rows(value, term, term.additive_part)
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """The code of a parametrization may draw random numbers, or count how often it was called."""
+        if not any(".parametrizations." in f".{name}" for name in self._lookup.values()):
+            yield
+            return
+        with undisturbed(self._model), preserved(self._model), torch._C._EnableTorchFunction():
+            for module in self._model.modules():
+                module.training = False
+            yield
 
     def _in_the_forward(self, names: tuple[str, ...]) -> bool:
         """Whether it is the model's own code that computes a weight, and no mask or parametrization."""
@@ -191,13 +210,21 @@ def _row_squares(weight: Tensor | None, term: Term) -> Tensor | None:
     weight = weight.abs() if weight.is_complex() else weight
     if term.weight_part is not None:
         return _picked(term.weight_part.squares(weight), term)
-    squared = weight.double().cpu() ** 2
+    sums = row_sums(weight.double().cpu() ** 2, term)
+    return None if sums is None else _picked(sums, term)
+
+
+def row_sums(values: Tensor, term: Term) -> Tensor | None:
+    """Sums of a tensor of a weight's shape over each of its rows: (rows,); ``None`` where it has none.
+
+    Args:
+        values: on any device.
+        term: says which axis counts rows.
+    """
     if term.transposed_groups:
         groups = term.transposed_groups
-        inputs, per_group = squared.shape[:2]
-        sums = squared.reshape(groups, inputs // groups, per_group, -1).sum((1, 3)).reshape(-1)
-    elif term.weight_axis is not None:
-        sums = squared.movedim(term.weight_axis, 0).flatten(1).sum(1)
-    else:
+        inputs, per_group = values.shape[:2]
+        return values.reshape(groups, inputs // groups, per_group, -1).sum((1, 3)).reshape(-1)
+    if term.weight_axis is None:
         return None
-    return _picked(sums, term)
+    return values.movedim(term.weight_axis, 0).flatten(1).sum(1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pandas as pd
 
@@ -28,7 +29,7 @@ class Wave:
         silent: units that fired up to it and on none of the inputs since.
         inputs: on which they were silent.
         until: the first at which it was looked again, less one: the update that silenced them is one of these.
-        learning_rates: at that update.
+        learning_rates: the least and the largest in that range, of each parameter group that updates the site.
     """
 
     site: ActivationSite
@@ -36,7 +37,7 @@ class Wave:
     silent: int
     inputs: int
     until: int = 0
-    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    learning_rates: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def is_large(self) -> bool:
@@ -69,13 +70,33 @@ class Alerts:
         taken, self._open = tuple(self._open), []
         return taken
 
-    def tell(self) -> None:
-        """Tell those that were raised since this was called last, each as a warning and to ``on_alert``."""
+    def tell(self, keep: Callable[[Alert], object]) -> None:
+        """Tell those that were raised since this was called last, each as a warning and to ``on_alert``.
+
+        Args:
+            keep: called with each before it is told.
+        """
         while self._untold:  # those after one that raises are told the next time
             alert = self._untold.pop(0)
+            keep(alert)
             warnings.warn(f"step {alert.step}: {alert.message} [{alert.code}]", DyingUnitsWarning, stacklevel=4)
             if self._on_alert is not None:
                 self._on_alert(alert)
+
+    def state(self) -> dict[str, Any]:
+        """What a run that is resumed needs, as plain values: what was told, and what the open window is to tell."""
+        return {
+            "known": [list(each) for each in sorted(self._known)],
+            "silenced": dict(self._silenced),
+            "raised": [asdict(alert) for alert in self.raised],
+            "open": [asdict(alert) for alert in self._open],
+        }
+
+    def remember(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state` told; it is not told again."""
+        self._known = {(code, site) for code, site in state["known"]}
+        self._silenced = dict(state["silenced"])
+        self.raised, self._open = ([Alert(**each) for each in state[name]] for name in ("raised", "open"))
 
     def wave(self, wave: Wave, step: int) -> None:
         """Many units fell silent with one update; of a site, one that is smaller than all before is not told."""
@@ -84,8 +105,14 @@ class Alerts:
         if wave.silent < before:
             return
         self._known.discard(("RD701", wave.site.name))
-        rates = sorted(set(wave.learning_rates.values()))
-        at = f" at lr {rates[-1]:g}" if rates else ""
+        rates = sorted({rate for pair in wave.learning_rates.values() for rate in pair})
+        at = (
+            ""
+            if not rates
+            else f" at lr {rates[0]:g}"
+            if rates[0] == rates[-1]
+            else f" at lr {rates[0]:g} to {rates[-1]:g}"
+        )
         suspected = "; suspected: learning rate" if rates else ""
         which = f"update {wave.update}" if wave.until <= wave.update else f"updates {wave.update} to {wave.until}"
         self._raise(
@@ -95,7 +122,9 @@ class Alerts:
                 wave.site.name,
                 f"{which}{at}: {wave.silent} of {wave.site.num_units} units of {wave.site.name} fired "
                 f"before it and none since, {plural(wave.inputs, 'input')}{suspected}",
-                {"update": wave.update, "silent": wave.silent, "inputs": wave.inputs, **wave.learning_rates},
+                {"update": wave.update, "until": max(wave.until, wave.update), "silent": wave.silent}
+                | {"inputs": wave.inputs}
+                | {name: most for name, (_, most) in wave.learning_rates.items()},
             )
         )
 

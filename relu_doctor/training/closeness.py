@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from relu_doctor.observe.gradients import Array, GradientWatch
 from relu_doctor.observe.sites import ActivationSite
@@ -29,6 +30,9 @@ class CloseLook:
         self._first_ordinal = 0
         self._looked = -1  # when the last look began
         self._inputs: dict[str, int] = {}  # that each site had seen in its window when the look began
+        self._before: dict[
+            str, Tensor
+        ] = {}  # of each site, when its units were observed to fire in windows that closed
         self._usual: Array | None = None  # per site that the gradients follow, the share that is silent as a rule
 
     def is_called_for(self, watch: GradientWatch) -> bool:
@@ -55,6 +59,15 @@ class CloseLook:
         """
         self.since, self._first_ordinal = step, first_ordinal
         self._inputs = {site_id: _most_inputs(each) for site_id, each in stats.items()}
+
+    def window_closed(self, stats: Mapping[str, UnitStats]) -> None:
+        """Remember when units fired: per ``site_id`` what was observed in a window, in steps."""
+        for site_id, each in stats.items():
+            known = self._before.get(site_id)
+            same = known is not None and len(known) == each.num_units
+            self._before[site_id] = (
+                torch.maximum(known, each.last_fired) if known is not None and same else each.last_fired
+            )
 
     def end(
         self,
@@ -88,6 +101,9 @@ class CloseLook:
             if inputs <= 0:  # it was not called: a branch that is not taken any more
                 continue
             fired = torch.maximum(watch.last_fired[span].cpu(), in_steps(here, ordinals, steps).last_fired)
+            before = self._before.get(site.site_id)
+            if before is not None and len(before) == len(fired):
+                fired = torch.maximum(fired, before)
             silent = (here.last_fired.cpu() < self._first_ordinal) & (fired >= 0)
             silent &= fired <= since  # others of several processes may have seen it fire
             silent &= fired > self._looked  # those before were looked at then

@@ -39,6 +39,7 @@ class Closer:
         maturity: tells which units are not judged yet.
 
     Attributes:
+        mistrusted: ``site_id`` of sites whose parameters have gradients that their units do not send.
         treatments: those that no window has been judged with: the step after which, the ``site_id``, and bool (units,).
     """
 
@@ -46,6 +47,7 @@ class Closer:
         self.lives = Lives()
         self.carrier = Carrier()
         self.sightings = Sightings()
+        self.mistrusted: set[str] = set()
         self.treatments: list[tuple[int, str, Tensor]] = []
         self._model = model
         self._config = config
@@ -66,6 +68,7 @@ class Closer:
         for digests, count in seen.told:
             self.sightings.add(digests, count, seen.index)
         self._begin_anew(seen.last_step)
+        seen = replace(seen, notes=(*seen.notes, *self._mistrust(seen, sites)))
         stats = {site.site_id: self._lived(seen, site) for site in sites if site.site_id in seen.stats}
         evidence = self.carrier.take_in(seen.index, stats)
         table = self._table(seen, sites, evidence)
@@ -108,9 +111,29 @@ class Closer:
                 self.carrier.forget(site_id, units)
         self.treatments = [each for each in self.treatments if each[0] >= last_step]
 
+    def _mistrust(self, seen: Seen, sites: Sequence[ActivationSite]) -> list[str]:
+        """Do not listen to the gradients of sites where a unit had one that was silent on all inputs of its step.
+
+        Returns:
+            Remarks for the report, of all such sites.
+        """
+        for site in sites:
+            stats, checked = seen.stats.get(site.site_id), seen.checked.get(site.site_id)
+            if stats is not None and checked is not None and len(checked) == stats.num_units:
+                in_it = (checked >= seen.first_step) & torch.isin(checked, seen.steps)
+                if bool((in_it & (checked > stats.last_fired)).any()):
+                    self.mistrusted.add(site.site_id)
+        return [
+            f"{site.name}: its parameters have gradients that its units do not send (a penalty in the loss, noise, "
+            "forwards that were not observed): only observed forwards tell which units fire"
+            for site in sites
+            if site.site_id in self.mistrusted
+        ]
+
     def _lived(self, seen: Seen, site: ActivationSite) -> UnitStats:
         """A site's statistics of the window; a unit that only its gradient saw fire is counted as fired once."""
         stats, heard = seen.stats[site.site_id], seen.heard.get(site.site_id)
+        heard = None if site.site_id in self.mistrusted else heard
         lives = self.lives.of(site.site_id, site.num_units)
         first, fired = stats.first_fired, stats.last_fired
         if heard is not None:

@@ -22,7 +22,7 @@ from relu_doctor.training.seen import Seen
 Words = np.ndarray[Any, np.dtype[np.int64]]
 
 _DECLARED = [declared for declared in fields(UnitStats) if "law" in declared.metadata]
-_COLUMNS = len(_DECLARED) + 2  # and when gradients were heard, and the update-to-weight ratio
+_COLUMNS = len(_DECLARED) + 3  # and when gradients were heard and checked, and the update-to-weight ratio
 _NUMBERS = ("loss", "grad_norm")
 _HEADER = 9 + len(_NUMBERS)  # words
 _LEAST = 64  # digests that there is room for
@@ -60,7 +60,7 @@ class Extra:
     Attributes:
         sites: that the others do not know, or not like this.
         order: ``site_id`` of all sites that the rank knows, in forward order.
-        stats, heard, ratios: of the window, of sites without a place.
+        stats, heard, checked, ratios: of the window, of sites without a place.
         digests: those for which there was no room.
         notes: that the others do not know.
     """
@@ -69,6 +69,7 @@ class Extra:
     order: list[str] = field(default_factory=list)
     stats: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     heard: dict[str, Tensor] = field(default_factory=dict)
+    checked: dict[str, Tensor] = field(default_factory=dict)
     ratios: dict[str, Tensor] = field(default_factory=dict)
     digests: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -175,12 +176,13 @@ def unpack(layout: Layout, words: Words, beside: bytes) -> Seen:
     digests = words[place : place + min(header.digests, layout.digests)].view(np.uint64).tolist() + extra.digests
     place += layout.digests
     stats: dict[str, UnitStats] = {}
-    heard, ratios = dict(extra.heard), dict(extra.ratios)
+    heard, checked, ratios = dict(extra.heard), dict(extra.checked), dict(extra.ratios)
     for site_id, units in layout.sites:
         columns = words[place + 1 : place + 1 + _COLUMNS * units].reshape(_COLUMNS, units)
         if words[place]:
             stats[site_id] = _stats(columns)
-        heard[site_id] = torch.from_numpy(columns[-2].copy())
+        heard[site_id] = torch.from_numpy(columns[-3].copy())
+        checked[site_id] = torch.from_numpy(columns[-2].copy())
         ratios[site_id] = torch.from_numpy(columns[-1].view(np.float64).copy())
         place += 1 + _COLUMNS * units
     for site_id, held in extra.stats.items():
@@ -199,6 +201,7 @@ def unpack(layout: Layout, words: Words, beside: bytes) -> Seen:
         notes=tuple(extra.notes),
         ratios=ratios,
         heard=heard,
+        checked=checked,
         told=told,
         numbers={name: numbers[bit] for bit, name in enumerate(_NUMBERS) if header.numbers >> bit & 1},
     )
@@ -225,16 +228,19 @@ def _put_aside(layout: Layout, seen: Seen, extra: Extra) -> None:
         if places.get(site_id) != stats.num_units:
             extra.stats[site_id] = {each.name: getattr(stats, each.name).clone() for each in _DECLARED}
     extra.heard = {site_id: heard for site_id, heard in seen.heard.items() if places.get(site_id) != len(heard)}
+    extra.checked = {site_id: steps for site_id, steps in seen.checked.items() if places.get(site_id) != len(steps)}
     extra.ratios = {site_id: ratio for site_id, ratio in seen.ratios.items() if places.get(site_id) != len(ratio)}
 
 
 def _fill(columns: Words, seen: Seen, site_id: str, units: int) -> None:
-    stats, heard, ratios = seen.stats.get(site_id), seen.heard.get(site_id), seen.ratios.get(site_id)
+    stats, ratios = seen.stats.get(site_id), seen.ratios.get(site_id)
     if stats is not None and stats.num_units == units:
         for column, each in zip(columns, _DECLARED, strict=False):
             values = getattr(stats, each.name).numpy()
             column[:] = values.astype(np.float64).view(np.int64) if each.metadata["dtype"].is_floating_point else values
-    columns[-2] = heard.numpy() if heard is not None and len(heard) == units else -1
+    for place, told in ((-3, seen.heard), (-2, seen.checked)):
+        steps = told.get(site_id)
+        columns[place] = steps.numpy() if steps is not None and len(steps) == units else -1
     nothing = np.full(units, np.nan)
     columns[-1] = (ratios.double().numpy() if ratios is not None and len(ratios) == units else nothing).view(np.int64)
 
@@ -268,14 +274,14 @@ def merged(parts: Sequence[Seen], own: Seen) -> Seen:
     """
     stats: dict[str, UnitStats] = {}
     heard: dict[str, Tensor] = {}
+    checked: dict[str, Tensor] = {}
     ratios: dict[str, Tensor] = {}
     for part in parts:
         for site_id, theirs in part.stats.items():
             known = stats.get(site_id)
             stats[site_id] = theirs if known is None or known.num_units != theirs.num_units else known.merge(theirs)
-        for site_id, steps in part.heard.items():
-            before = heard.get(site_id)
-            heard[site_id] = steps if before is None or len(before) != len(steps) else torch.maximum(before, steps)
+        _take_latest(heard, part.heard)
+        _take_latest(checked, part.checked)
         for site_id, values in part.ratios.items():
             most = ratios.get(site_id)
             ratios[site_id] = values if most is None or len(most) != len(values) else torch.fmax(most, values)
@@ -294,6 +300,14 @@ def merged(parts: Sequence[Seen], own: Seen) -> Seen:
         num_inputs=sum(part.num_inputs for part in parts),
         ratios=ratios,
         heard=heard,
+        checked=checked,
         told=[told for part in parts for told in part.told],
         numbers=numbers,
     )
+
+
+def _take_latest(known: dict[str, Tensor], told: Mapping[str, Tensor]) -> None:
+    """The later of two steps, unit by unit."""
+    for site_id, steps in told.items():
+        before = known.get(site_id)
+        known[site_id] = steps if before is None or len(before) != len(steps) else torch.maximum(before, steps)

@@ -94,7 +94,7 @@ class SiteLives:
             Which units died in it, and which that were dead fired again: bool (units,) each.
         """
         died = dead & ~self.dead & ~self.lost
-        back = (self.dead | self.lost) & ~dead & (self.fired != NEVER) & (self.silent_from == NEVER)
+        back = (self.dead | self.lost) & ~dead & (self.again != NEVER)
         self.revived = torch.where(back, self.again, self.revived)
         self.again = torch.where(back | dead, NEVER, self.again)
         self.dead = (self.dead & ~back) | dead

@@ -29,6 +29,7 @@ class Misuse:
         self._optimizers = tuple(optimizers)
         self._told: set[str] = set()
         self._unseen = 0  # steps in a row without a forward
+        self._looked = self._updates = 0  # steps at the beginning that were looked at, and updates in them
         self._without = 0  # steps in a row without an update, or a gradient
 
     def tell(self, message: str, *, key: str = "") -> None:
@@ -80,6 +81,11 @@ class Misuse:
         self._unseen = 0 if forwards else self._unseen + 1
         if self._unseen in _LOOKS and live.num_forwards:
             live.find_compiled()  # it may be called through that by now
+        if self._unseen == _PATIENCE and live.num_forwards:
+            self.tell(
+                f"no forward of the model was seen in the last {_PATIENCE} steps that were looked at: if another model "
+                "is trained now, or this one is called by another name, make a monitor of what is called."
+            )
         if not forwards and made <= 1:
             return
         if not live.num_forwards and not live.find_compiled():
@@ -105,6 +111,12 @@ class Misuse:
             has_news: gradients were read; ``None`` where this was no time to read any.
         """
         if self._optimizers:
+            self._looked, self._updates = self._looked + 1, self._updates + updates
+            if self._looked == 2 * _PATIENCE and 0 < self._updates <= _PATIENCE:
+                self.tell(
+                    f"step() was called {self._looked} times for {self._updates} updates of the optimizer: call it "
+                    "once after each update, not after each batch."
+                )
             self._without = 0 if updates else self._without + 1
         elif has_news is not None:
             self._without = 0 if has_news else self._without + 1

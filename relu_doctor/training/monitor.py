@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -58,7 +59,7 @@ class Monitor:
     Args:
         model: that is trained; wrapped or not.
         optimizer: one or several; without any, gradients are read in :meth:`step`, and no update is measured.
-        every: steps from one that is observed in full to the next.
+        every: steps from one that is observed in full to the next; at most ``window``.
         window: steps in a window.
         reference: batches that are run again when a window closes, in eval mode and without gradients: a unit that
             falls silent in training and fires on them did not die by its parameters. They are held; each window costs
@@ -140,7 +141,7 @@ class Monitor:
         self._meter: UpdateMeter | None = None
         self._misuse = Misuse(self.model, self._optimizers)
         self._heard: Mapping[str, torch.Tensor] = {}  # of a run that is resumed, by the gradient watch
-        self._measured: Mapping[str, torch.Tensor] = {}  # and by the meter
+        self._measured: Mapping[str, Mapping[str, torch.Tensor]] = {}  # and by the meter
         self._remembered: set[str] = set()  # sites of which its state knew
         self._look = CloseLook()
         self._has_news = False  # gradients were read in this step
@@ -155,6 +156,8 @@ class Monitor:
         if self._optimizers:
             self._about["optimizer"] = ", ".join(dict.fromkeys(type(each).__name__ for each in self._optimizers))
         self._updates = 0  # since it was looked last
+        self._parameters: dict[str, nn.Parameter] = {}  # by name, as they were when the sites were learnt
+        self._updates_all = False  # the only optimizer updates all that is followed
         self._wakes = 0  # the step before which there is nothing to be done
         kept = kept if self._ranks.reports else None
         with ExitStack() as undo:
@@ -209,18 +212,35 @@ class Monitor:
             self._schedule.advance()
             self._live.asleep = self._schedule.current < self._wakes
             return None
-        self._live.drop()
-        if not self._optimizers:
-            self._read_gradients()
-        self._measure_update()
-        self._check_loop()
-        self._learn_sites()
-        self._look_at_waves()
-        if self._schedule.advance():
-            self._ranks.send(self._take_window(), self._live.probe.sites(), wishes=self._live.wishes)
-        closed = [self._judge(seen) for seen in self._ranks.arrived()]
-        self._rest()
+        closed: list[Window] = []
+        with self._going_on():
+            self._live.drop()
+            if not self._optimizers:
+                self._read_gradients()
+            self._measure_update()
+            self._check_loop()
+            self._learn_sites()
+            self._look_at_waves()
+            if self._schedule.advance():
+                self._ranks.send(self._take_window(), self._live.probe.sites(), wishes=self._live.wishes)
+            closed += [self._judge(seen) for seen in self._ranks.arrived()]
+            self._rest()
         return closed[-1].diagnosis if closed else None
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A fault of the monitor ends what it does, and never the training."""
+        try:
+            yield
+        except (Warning, ReLUDoctorError):  # the user has made warnings errors
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
+            self._watch = self._meter = None
+            self._wakes, self._live.asleep = sys.maxsize, True
+            self._misuse.tell(
+                f"the monitor failed ({_named(error)}) and watches no more; the training goes on, and what was told is "
+                "kept. This is a fault of relu_doctor: please report it."
+            )
 
     def _rest(self) -> None:
         """Sleep up to the step at which there is something to be done again."""
@@ -291,14 +311,15 @@ class Monitor:
             return
         self._closed = True
         try:
-            if broken:
-                self._ranks.leave(broken=True)
-                for seen in self._ranks.arrived():
+            with suppress(Warning) if broken else nullcontext(), self._going_on():  # the run's own error is to be seen
+                if broken:
+                    self._ranks.leave(broken=True)
+                    for seen in self._ranks.arrived():
+                        self._judge(seen)
+                elif self._live.num_forwards > 1 and not self._schedule.made:
+                    self._misuse.forwards_without_step(self._live.num_forwards)
+                for seen in self._ranks.finish(self._take_window(), self._live.probe.sites()):
                     self._judge(seen)
-            if self._live.num_forwards > 1 and not self._schedule.made and not broken:
-                self._misuse.forwards_without_step(self._live.num_forwards)
-            for seen in self._ranks.finish(self._take_window(), self._live.probe.sites()):
-                self._judge(seen)
         finally:
             self._ranks.leave(broken=broken)
             for handle in self._handles:
@@ -420,7 +441,10 @@ class Monitor:
     def _read_gradients(self, optimizer: Optimizer | None = None) -> None:
         if optimizer is not None and self._is_observed and self._schedule.measures():
             self._numbers.read_gradients(optimizer)
-        if self._watch is not None and self._schedule.listens() and self._watch.read(self._schedule.current):
+        if self._watch is None or not self._schedule.listens():
+            return
+        alone = optimizer is None or (len(self._optimizers) == 1 and self._updates_all)
+        if self._watch.read(self._schedule.current, observed=self._is_observed, optimizer=None if alone else optimizer):
             self._has_news = True
             self._numbers.heard(self._watch.norm)
 
@@ -441,14 +465,19 @@ class Monitor:
             self._watch.go_on_from(before)
         elif self._heard:
             self._watch.remember(self._heard)
+        self._parameters = self._named_parameters()
+        self._updates_all = all(self._watch.belongs_to(each) for each in self._optimizers)
         meter, self._meter = self._meter, UpdateMeter(self.model, self._sites) if self._optimizers else None
         if self._meter is not None:
             self._meter.remember(self._measured if meter is None else meter.state())
 
+    def _named_parameters(self) -> dict[str, nn.Parameter]:
+        return {strip_wrappers(name): each for name, each in self.model.named_parameters(remove_duplicate=False)}
+
     def _follow_replaced(self) -> None:
         """Some of them may have been replaced: ``load_state_dict(assign=True)``, a module that was swapped."""
         if self._watch is not None:
-            named = {strip_wrappers(name): each for name, each in self.model.named_parameters(remove_duplicate=False)}
+            named = self._named_parameters()
             if not self._watch.fits(named) or (self._meter is not None and not self._meter.fits(named)):
                 self._follow()
 
@@ -466,7 +495,9 @@ class Monitor:
             for wave in self._look.end(self._sites, stats, observed, self._watch, self._maturity, step):
                 if self._ranks.reports:
                     until = self._schedule.next_look(wave.update) - 1
-                    self._alerts.wave(replace(wave, until=until, learning_rates=self._numbers.rates_at(until)), step)
+                    own = [self._parameters[name] for name in wave.site.producers if name in self._parameters]
+                    rates = self._numbers.rates_between(wave.update, until, own)
+                    self._alerts.wave(replace(wave, until=until, learning_rates=rates), step)
             self._tell_alerts()
 
     def _take_window(self) -> Seen:
@@ -488,12 +519,14 @@ class Monitor:
             notes=(*self._live.probe.known.notes, *self._failures()),
             ratios={} if self._meter is None else self._meter.take(),
             heard={} if self._watch is None else self._watch.heard(),
+            checked={} if self._watch is None else self._watch.checked(),
             told=self._live.take_digests(),
             numbers=self._numbers.close(),
             reference=self._referred(),
             effective_ranks=effective_ranks(self._sites, outputs) if self._ranks.reports else {},
         )
         self._first_step = self._schedule.current
+        self._look.window_closed(seen.stats)
         self._follow_replaced()
         return seen
 
@@ -543,7 +576,7 @@ class Monitor:
 
     def _tell_alerts(self) -> None:
         try:
-            self._alerts.tell()
+            self._alerts.tell(self._keep_alert)
         except DyingUnitsWarning:  # the user has made warnings errors
             raise
         except Exception as error:  # noqa: BLE001  a pager that is down must not end a training run
@@ -552,19 +585,26 @@ class Monitor:
                 key="on_alert",
             )
 
-    def _hand_out(self, window: Window) -> None:
-        """Give a window to the history and to each sink; one that raises is told of once, and training goes on."""
-        takers = list(self._sinks)
+    def _keep_alert(self, alert: Alert) -> None:
+        """In the history at once: its window may never close."""
         if self._history is not None:
-            takers.insert(0, ("the history", self._history.append))
-        for name, take in takers:
-            try:
-                take(window)
-            except Exception as error:  # noqa: BLE001  a full disk must not end a training run
-                self._misuse.tell(
-                    f"{name} raised {_named(error)}; the training goes on, and the data are kept in the monitor.",
-                    key=name,
-                )
+            self._hand("the history", self._history.append_alert, alert)
+
+    def _hand_out(self, window: Window) -> None:
+        """Give a window to the history and to each sink."""
+        if self._history is not None:
+            self._hand("the history", self._history.append, window)
+        for name, take in self._sinks:
+            self._hand(name, take, window)
+
+    def _hand(self, name: str, take: Callable[[Any], object], given: Alert | Window) -> None:
+        """Hand something over; whoever raises is told of once, and training goes on."""
+        try:
+            take(given)
+        except Exception as error:  # noqa: BLE001  a full disk must not end a training run
+            self._misuse.tell(
+                f"{name} raised {_named(error)}; the training goes on, and the data are kept in the monitor.", key=name
+            )
 
     def _check_loop(self) -> None:
         """Speak where the loop does not do what is needed to follow it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -46,20 +47,35 @@ class RunNumbers:
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._optimizers = tuple(optimizers)
         self._means = {name: Mean() for name in ("loss", "grad_norm", "watched_grad_norm", _READ)}
-        self._rates: deque[tuple[int, list[float]]] = deque(maxlen=_RATES)  # those that differ, and since which step
+        self._rates: deque[tuple[int, list[float | None]]] = deque(
+            maxlen=_RATES
+        )  # those that differ, and since which step
         self._norms: dict[Optimizer, Tensor] = {}  # of the step that is being made
 
     def note_rates(self, step: int) -> None:
         """The learning rates of an update; those that lie on a device are not waited for."""
-        groups = [group.get("lr") for optimizer in self._optimizers for group in optimizer.param_groups]
-        rates = [rate for rate in groups if isinstance(rate, int | float)]
+        rates = [_rate(group.get("lr")) for optimizer in self._optimizers for group in optimizer.param_groups]
         if not self._rates or self._rates[-1][1] != rates:
             self._rates.append((step, rates))
 
-    def rates_at(self, step: int) -> dict[str, float]:
-        """The learning rates of an update, under the names of :meth:`learning_rates`."""
-        then = next((rates for at, rates in reversed(self._rates) if at <= step), None)
-        return {f"lr/{place}" if place else "lr": float(rate) for place, rate in enumerate(then or ())}
+    def rates_between(self, first: int, last: int, parameters: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
+        """The least and the largest learning rate over some updates, under the names of :meth:`learning_rates`.
+
+        Args:
+            first: of these updates.
+            last: of them.
+            parameters: only of the groups that hold one of them.
+        """
+        own = {id(parameter) for parameter in parameters}
+        before = [rates for at, rates in self._rates if at <= first][-1:]
+        told = [*before, *(rates for at, rates in self._rates if first < at <= last)]
+        found = {}
+        for place, group in enumerate(group for each in self._optimizers for group in each.param_groups):
+            values = [rates[place] for rates in told if place < len(rates)]
+            known = [value for value in values if value is not None]
+            if known and any(id(parameter) in own for parameter in group["params"]):
+                found[_name(place)] = (min(known), max(known))
+        return found
 
     def read_gradients(self, optimizer: Optimizer) -> None:
         """Take in the norm of all gradients of an optimizer, as they are now."""
@@ -87,9 +103,8 @@ class RunNumbers:
     def learning_rates(self) -> dict[str, float]:
         """The learning rate of each parameter group, as it is now: ``lr``, then ``lr/1``, ``lr/2`` …."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        return {
-            f"lr/{place}" if place else "lr": float(group["lr"]) for place, group in enumerate(groups) if "lr" in group
-        }
+        rates = [_rate(group.get("lr"), waits=True) for group in groups]
+        return {_name(place): rate for place, rate in enumerate(rates) if rate is not None}
 
     def close(self) -> dict[str, float]:
         """The numbers of the window that closes; a gradient norm that was told counts before those that were read."""
@@ -119,10 +134,26 @@ def gradient_norm(optimizer: Optimizer) -> Tensor | None:
     return norm if scale is None else norm / scale
 
 
+def _name(place: int) -> str:
+    """Of a parameter group's learning rate."""
+    return f"lr/{place}" if place else "lr"
+
+
+def _rate(value: object, *, waits: bool = False) -> float | None:
+    """A learning rate; ``None`` for one that is no number (some optimizers find it themselves), or on a device."""
+    if isinstance(value, Tensor) and not waits and value.device.type != "cpu":
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+
+
 def _number(name: str, value: object) -> Number:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         return float(value.item()) if value.device.type == "cpu" else value.detach().reshape(()).to(torch.float32)
-    if isinstance(value, int | float):
-        return float(value)
+    if not isinstance(value, Tensor | str):
+        with suppress(TypeError, ValueError):
+            return float(value)  # type: ignore[arg-type]  # what has no number in it raises
     found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise ConfigError(f"step({name}=…) expects a number or a tensor of one element, found {found}.")

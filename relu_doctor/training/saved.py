@@ -24,7 +24,7 @@ from relu_doctor.training.numbers import Mean, RunNumbers
 if TYPE_CHECKING:
     from relu_doctor.training.monitor import Monitor
 
-VERSION = 4
+VERSION = 5
 _STATISTICS = tuple(each.name for each in fields(UnitStats) if "law" in each.metadata)
 _LIVES = tuple(each.name for each in fields(SiteLives))
 
@@ -39,10 +39,10 @@ def state_of(monitor: Monitor) -> dict[str, Any]:
         "start": schedule.start,
         "closely": schedule._closely,
         "from_start": closer._from_start,
+        "mistrusted": sorted(closer.mistrusted),
         "windows": monitor.windows,
         "first_step": monitor._first_step,
-        "alerts": [list(known) for known in sorted(monitor._alerts._known)],
-        "silenced": dict(monitor._alerts._silenced),
+        "alerts": monitor._alerts.state(),
         "lives": {site_id: _tensors(lives, _LIVES) for site_id, lives in closer.lives.sites.items()},
         "treated": _clones(monitor._maturity.treated),
         "treatments": [[step, site_id, units.clone()] for step, site_id, units in closer.treatments],
@@ -92,10 +92,9 @@ def restore(monitor: Monitor, state: Mapping[str, Any]) -> None:
     schedule, closer = monitor._schedule, monitor._closer
     schedule.step, schedule.start = state["step"], state["start"]
     schedule._closely = max(state["closely"], 1)  # the next forward shows the sites, without which nothing is watched
-    closer._from_start = state["from_start"]
+    closer._from_start, closer.mistrusted = state["from_start"], set(state["mistrusted"])
     monitor.windows, monitor._first_step = state["windows"], state["first_step"]
-    monitor._alerts._known = {(code, site) for code, site in state["alerts"]}
-    monitor._alerts._silenced = dict(state["silenced"])
+    monitor._alerts.remember(state["alerts"])
     closer.lives = Lives()
     closer.lives.sites = {site_id: SiteLives(**_clones(kept)) for site_id, kept in state["lives"].items()}
     monitor._maturity.treated = _clones(state["treated"])
@@ -118,7 +117,7 @@ def _restore_open(monitor: Monitor, kept: Mapping[str, Any], usual: Tensor | Non
     monitor._observed = [(ordinal, step) for ordinal, step in kept["observed"]]
     live.num_inputs = kept["num_inputs"]
     live._told = [(_numbers(told), count) for told, count in kept["told"]]
-    monitor._measured = _clones(kept["ratios"])
+    monitor._measured = {name: _clones(each) for name, each in kept["ratios"].items()}
     look.since, look._first_ordinal = kept["close_since"], kept["close_ordinal"]
     look._inputs, look._looked = dict(kept["close_inputs"]), kept["looked"]
     look._usual = None if usual is None else usual.numpy().copy()

@@ -12,7 +12,7 @@ class Schedule:
     """Counts steps from where the run stands.
 
     Args:
-        every: steps from one that is observed in full to the next.
+        every: steps from one that is observed in full to the next; at most a window.
         window: steps in a window.
         start: updates that were made before.
 
@@ -21,7 +21,7 @@ class Schedule:
     """
 
     def __init__(self, every: int, window: int, start: int) -> None:
-        self.every = every
+        self.every = min(every, window)  # no window is judged without a forward that was observed in it
         self.window = window
         self.start = self.step = start
         self._closely = 0
@@ -53,7 +53,7 @@ class Schedule:
     def listens(self) -> bool:
         """Whether the gradients of the step that is being made are to be read."""
         made = self.made
-        return self._closely > 0 or made < EACH or made % LISTEN == 0
+        return self._closely > 0 or made < EACH or made % LISTEN == 0 or made % self.every == 0
 
     @property
     def next_due(self) -> int:

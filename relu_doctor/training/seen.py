@@ -25,6 +25,7 @@ class Seen:
         ratios: per ``site_id``, float (units,): update-to-weight ratios of one step.
         heard: per ``site_id`` that the gradients follow, int64 (units,), the last step at which each had one; -1 for
             never.
+        checked: the same of the steps that were observed in full.
         told: digests and number of the inputs of each forward that was observed.
         numbers: the run's own.
         reference: per ``site_id``, what the reference batches showed, where there are any.
@@ -42,6 +43,7 @@ class Seen:
     heard: Mapping[str, Tensor]
     told: Sequence[tuple[list[int] | None, int]]
     numbers: Mapping[str, float]
+    checked: Mapping[str, Tensor] = field(default_factory=dict)
     reference: Mapping[str, UnitStats] = field(default_factory=dict)
     effective_ranks: Mapping[str, float] = field(default_factory=dict)
 

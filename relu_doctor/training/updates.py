@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 
 from relu_doctor.observe.graph.names import strip_wrappers
 from relu_doctor.observe.graph.sharding import is_spread
+from relu_doctor.observe.graph.units import Term
+from relu_doctor.observe.parameters import row_sums
 from relu_doctor.observe.sites import ActivationSite
 
 _TRIES = 20  # steps of a window in which it is looked for an update of each weight
@@ -18,7 +20,8 @@ _TRIES = 20  # steps of a window in which it is looked for an update of each wei
 class UpdateMeter:
     """Measures the update-to-weight ratio of each unit's incoming weights.
 
-    Each weight is measured in the first step of a window in which an optimizer updates it. Between :meth:`before` and
+    Each weight is measured in the first step of a window in which an optimizer updates it; one that is computed of
+    several parameters (weight normalisation), or used in part, is not measured. Between :meth:`before` and
     :meth:`after` a copy of it is held: the only memory of their size that a monitor takes. A device is not waited for
     but in :meth:`take`.
 
@@ -29,20 +32,19 @@ class UpdateMeter:
 
     def __init__(self, model: nn.Module, sites: Sequence[ActivationSite]) -> None:
         named = {strip_wrappers(name): p for name, p in model.named_parameters(remove_duplicate=False)}
-        self._rows: dict[str, list[tuple[str, Tensor]]] = {}
+        self._terms: dict[str, list[Term]] = {}  # of each site
         self._names: dict[nn.Parameter, str] = {}
         for site in sites:
             for term in site.terms:
-                name = term.weight[0] if len(term.weight) == 1 else ""
-                parameter = named.get(name)
-                usual = term.kind == "weight" and term.weight_axis == 0 and term.weight_part is None
-                if parameter is None or is_spread(parameter):
-                    continue
-                if usual and bool((term.rows < len(parameter)).all()):
-                    self._rows.setdefault(site.site_id, []).append((name, term.rows))
-                    self._names[parameter] = name
+                parameter = named.get(term.weight[0]) if len(term.weight) == 1 else None
+                if parameter is not None and _is_measured(parameter, term):
+                    self._terms.setdefault(site.site_id, []).append(term)
+                    self._names[parameter] = term.weight[0]
+        self._layouts: dict[str, dict[str, Term]] = {}  # of each weight, the ways in which sites count its rows
+        for term in (term for terms in self._terms.values() for term in terms):
+            self._layouts.setdefault(term.weight[0], {})[_layout(term)] = term
         self._copies: dict[nn.Parameter, Tensor] = {}
-        self._ratios: dict[str, Tensor] = {}  # per weight, of each row
+        self._ratios: dict[str, dict[str, Tensor]] = {}  # per weight and way, of each row
         self._tries = 0
 
     @property
@@ -84,9 +86,11 @@ class UpdateMeter:
     def after(self) -> None:
         """All optimizers have made their steps."""
         for parameter, before in self._copies.items():
-            change, norms = _norms(parameter.detach() - before), _norms(before)
-            told = (norms > 0) & change.any()  # a fused optimizer may have skipped the step
-            self._ratios[self._names[parameter]] = torch.where(told, change / norms, torch.nan).float()
+            name = self._names[parameter]
+            self._ratios[name] = {
+                layout: _ratios(parameter.detach() - before, before, term)
+                for layout, term in self._layouts[name].items()
+            }
         self._copies = {}
 
     def step(self) -> None:
@@ -101,31 +105,68 @@ class UpdateMeter:
             before; NaN where these are zero, nothing was changed, or no row is the unit's. Sites whose weights were not
             updated are not in it.
         """
-        ratios = {name: values.cpu() for name, values in self._ratios.items()}
-        self._ratios, self._tries = {}, 0
+        ratios, self._ratios, self._tries = self.state(), {}, 0
         found: dict[str, Tensor] = {}
-        for site_id, rows in self._rows.items():
-            of_terms = [_of_rows(ratios[name], own) for name, own in rows if name in ratios]
+        for site_id, terms in self._terms.items():
+            own = [(ratios.get(term.weight[0], {}).get(_layout(term)), term.rows) for term in terms]
+            of_terms = [_of_rows(values, rows) for values, rows in own if values is not None]
             if of_terms:
                 largest = torch.stack(of_terms).nan_to_num(nan=-1, posinf=torch.inf).amax(0)
                 found[site_id] = torch.where(largest < 0, torch.nan, largest)
         return found
 
-    def state(self) -> dict[str, Tensor]:
-        """What was measured in the open window: per weight, float32 (rows,), on the CPU."""
-        return {name: values.to("cpu", copy=True) for name, values in self._ratios.items()}
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """What was measured in the open window: per weight and way to count its rows, float32 (rows,), on the CPU."""
+        return {
+            name: {layout: values.to("cpu", copy=True) for layout, values in each.items()}
+            for name, each in self._ratios.items()
+        }
 
-    def remember(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what another meter's :meth:`state` told."""
-        known = set(self._names.values())
-        self._ratios |= {name: values for name, values in state.items() if name in known}
+    def remember(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what another meter's :meth:`state` told of the same weights."""
+        parameters = {name: parameter for parameter, name in self._names.items()}
+        for name, each in state.items():
+            layouts = self._layouts.get(name, {})
+            if layouts.keys() == each.keys() and all(
+                len(values) == _num_rows(parameters[name], layouts[layout]) for layout, values in each.items()
+            ):
+                self._ratios[name] = dict(each)
 
 
-def _norms(values: Tensor) -> Tensor:
-    """Of each row, in float32 or better."""
-    wide = torch.promote_types(values.dtype, torch.float32)
-    norms: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1, dtype=wide)
-    return norms
+def _is_measured(parameter: nn.Parameter, term: Term) -> bool:
+    """Whether the units of a term are rows of a weight that is held as it is used."""
+    whole = term.kind == "weight" and term.weight_part is None and not term.computed and parameter.dim() > 1
+    if not whole or not parameter.numel() or is_spread(parameter) or parameter.is_complex() or (term.weight_axis or 0) >= parameter.dim():
+        return False
+    if term.weight_axis is None and not term.transposed_groups:
+        return False
+    return bool((term.rows < _num_rows(parameter, term)).all())
+
+
+def _num_rows(parameter: nn.Parameter, term: Term) -> int:
+    if term.transposed_groups:
+        return parameter.shape[1] * term.transposed_groups
+    return parameter.shape[term.weight_axis or 0]
+
+
+def _layout(term: Term) -> str:
+    """How a term counts the rows of its weight."""
+    return f"groups {term.transposed_groups}" if term.transposed_groups else f"axis {term.weight_axis}"
+
+
+def _ratios(change: Tensor, before: Tensor, term: Term) -> Tensor:
+    """Norm of each row's change beside its norm before, float32 (rows,); NaN where there is none."""
+    wide = torch.promote_types(before.dtype, torch.float32)
+    moved, norms = (_norms(values.to(wide), term) for values in (change, before))
+    told = (norms > 0) & moved.any()  # a fused optimizer may have skipped the step
+    return torch.where(told, moved / norms, torch.nan).float()
+
+
+def _norms(values: Tensor, term: Term) -> Tensor:
+    largest = values.abs().max().clamp_min(torch.finfo(values.dtype).tiny)  # the squares of small ones would be 0
+    sums = row_sums((values / largest) ** 2, term)
+    assert sums is not None  # such terms are not measured
+    return sums.sqrt() * largest
 
 
 def _of_rows(values: Tensor, rows: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ import gc
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from relu_doctor.errors import ConfigError, DyingUnitsWarning, MonitorError, MonitorWarning, UnsupportedModelError
+from relu_doctor.training.history import History
 from relu_doctor.training.monitor import Monitor
 from tests.training.loops import Net, batches, perceptron, train
 
@@ -667,3 +669,227 @@ def test_alerts_behind_one_that_cannot_be_sent_are_sent_with_the_next():
         train(model, batches(120), optimizer, monitor)
     assert [alert.message for alert in sent] == [alert.message for alert in monitor.alerts]
     assert len(sent) >= 3
+
+
+def test_the_rate_of_one_update_late_in_a_run_is_named():
+    """Between two looks: the alert tells the updates that it may have been, and the least and largest rate of them."""
+    model = perceptron()
+    optimizer = sgd(model, lr=0.01, momentum=0.0)
+
+    def spike(step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.1 if step == 235 else 0.01
+        if step == 236:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+
+    monitor = Monitor(model, optimizer=optimizer, every=50, window=500)
+    train(model, batches(300), optimizer, monitor, spike)
+    waves = [alert for alert in monitor.alerts if alert.code == "RD701"]
+    assert waves
+    assert all("updates 231 to 240 at lr 0.01 to 0.1:" in wave.message for wave in waves)
+    assert all((wave.evidence["update"], wave.evidence["until"]) == (231, 240) for wave in waves)
+
+
+def test_a_window_that_closes_in_between_does_not_blur_the_updates():
+    """The forward that showed them last belongs to the window before."""
+    model = perceptron()
+    optimizer = sgd(model, lr=0.01)
+
+    def plant(step: int) -> None:
+        if step == 249:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+
+    monitor = Monitor(model, optimizer=optimizer, every=5, window=50)
+    train(model, batches(270), optimizer, monitor, plant)
+    told = next(alert for alert in monitor.alerts if alert.code == "RD701")
+    assert "updates 246 to 250" in told.message
+
+
+def test_the_rate_is_that_of_the_groups_that_update_the_site():
+    """A head that learns faster is not suspected of what happened before it; a rate may be a tensor."""
+    model = perceptron()
+    groups = [
+        {"params": [*model[0].parameters(), *model[2].parameters()]},
+        {"params": model[4].parameters(), "lr": 7.0},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=torch.tensor(0.01))
+
+    def kill(step: int) -> None:
+        if step == 12:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+            optimizer.param_groups[1]["lr"] = 0.0
+
+    monitor = Monitor(model, optimizer=optimizer)
+    train(model, batches(30), optimizer, monitor, kill)
+    assert "update 11 at lr 0.01:" in monitor.alerts[0].message
+
+
+def test_an_optimizer_without_a_rate_is_no_fault():
+    """Some find it themselves; and the run's own error is the one that is seen."""
+
+    class FindsItItself(torch.optim.SGD):
+        def step(self, closure=None):
+            self.param_groups[0]["lr"] = 0.01
+            super().step(closure)
+            self.param_groups[0]["lr"] = None
+
+    model = perceptron()
+    optimizer = FindsItItself(model.parameters(), lr=0.01)
+    optimizer.param_groups[0]["lr"] = None
+
+    def fail(step: int) -> None:
+        if step == 25:
+            raise ZeroDivisionError
+
+    monitor = Monitor(model, optimizer=optimizer, window=10)
+    with pytest.raises(ZeroDivisionError):
+        train(model, batches(25), optimizer, monitor, fail)
+    assert monitor.windows == 3
+    assert "lr" not in monitor.timeline
+
+
+def test_a_layer_that_is_replaced_by_a_wider_one_is_followed():
+    """In the middle of a window; what was measured of the old one is not taken for the new one."""
+    model = perceptron()
+    optimizer = sgd(model, lr=0.01)
+    with Monitor(model, optimizer=optimizer, every=10, window=60) as monitor:
+        for step, (x, y) in enumerate(batches(240)):
+            if step == 131:
+                model[0], model[2] = nn.Linear(16, 48), nn.Linear(48, 16)
+                optimizer.param_groups.clear()
+                optimizer.add_param_group({"params": list(model.parameters()), "lr": 0.01})
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            monitor.step()
+    sites = monitor.sites[monitor.sites["unobserved"] < monitor.sites["num_units"]]
+    assert sorted(sites["num_units"]) == [16, 48]
+
+
+def test_an_alert_is_in_the_history_before_its_window_closes(tmp_path):
+    """A run that is killed loses none; one that is resumed keeps them."""
+    model = perceptron()
+    optimizer = sgd(model, lr=0.01)
+    data = batches(90)
+
+    def kill(step: int) -> None:
+        if step == 12:
+            with torch.no_grad():
+                model[2].bias[:12] = -50
+
+    monitor = Monitor(model, optimizer=optimizer, history=tmp_path)
+    for step, (x, y) in enumerate(data[:40], start=1):
+        kill(step)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        monitor.step()
+    kept = History.read(tmp_path).alerts
+    assert kept["step"].tolist() == [alert.step for alert in monitor.alerts]
+    assert kept["window_id"].isna().all()
+    state = monitor.state_dict()
+    monitor._history.close()  # as a process that is killed lets go of it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Monitor(model, optimizer=optimizer, history=tmp_path, start_step=40) as resumed:
+            resumed.load_state_dict(state)
+            for x, y in data[40:]:
+                optimizer.zero_grad()
+                F.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                resumed.step()
+    assert resumed.alerts[: len(monitor.alerts)] == monitor.alerts
+    found = History.read(tmp_path).alerts
+    assert found["step"].tolist() == [alert.step for alert in resumed.alerts]
+    assert not found["window_id"].isna().any()
+    with pytest.warns(MonitorWarning, match="history"):
+        monitor.close()
+
+
+@pytest.mark.parametrize("value", [np.float32(1.5), np.int64(2), np.array(1.5)])
+def test_numbers_of_any_kind_are_taken(value):
+    """A loss of numpy's."""
+    model, told = perceptron(), []
+    with Monitor(model, window=1, sinks=[told.append]) as monitor:
+        model(torch.randn(4, 16)).sum().backward()
+        monitor.step(loss=value, grad_norm=value)
+    assert told[0].numbers["loss"] == told[0].numbers["grad_norm"] == float(value)
+
+
+def test_a_step_for_each_batch_is_told():
+    """With gradient accumulation step() belongs behind the update."""
+    model = perceptron()
+    optimizer = sgd(model)
+
+    def accumulate() -> None:
+        with Monitor(model, optimizer=optimizer) as monitor:
+            for step, (x, y) in enumerate(batches(60)):
+                F.cross_entropy(model(x), y).backward()
+                if step % 4 == 3:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                monitor.step()
+
+    with pytest.warns(MonitorWarning, match="40 times for 10 updates"):
+        accumulate()
+
+
+def test_a_model_that_is_not_called_any_more_is_told():
+    """It was replaced by another, whose forwards nobody sees."""
+    model, other = perceptron(), perceptron()
+    optimizer = sgd(model)
+    optimizer.add_param_group({"params": other.parameters()})
+
+    def go_on_with_another() -> None:
+        with Monitor(model, optimizer=optimizer) as monitor:
+            for step, (x, y) in enumerate(batches(60)):
+                optimizer.zero_grad()
+                F.cross_entropy((model if step < 10 else other)(x), y).backward()
+                optimizer.step()
+                monitor.step()
+
+    with pytest.warns(MonitorWarning, match="in the last 20 steps"):
+        go_on_with_another()
+
+
+def test_a_fault_of_the_monitor_ends_what_it_does_and_not_the_run():
+    """Whatever it is; what was told before is kept."""
+    model = perceptron()
+    optimizer = sgd(model)
+    monitor = Monitor(model, optimizer=optimizer, window=20)
+
+    def spoil(step: int) -> None:
+        if step == 30:
+            monitor._closer = None  # what no user can do
+
+    with pytest.warns(MonitorWarning, match="the monitor failed .*please report"):
+        run = train(model, batches(60), optimizer, monitor, spoil)
+    assert len(run.losses) == 60
+    assert monitor.windows == 1
+    assert not model._forward_hooks
+
+
+def test_a_unit_that_lives_for_a_while_is_revived_and_dies_again():
+    """Both are counted, and neither is told of the other's step."""
+    model = perceptron()
+    with torch.no_grad():
+        model[0].bias[5] = -100
+    optimizer = sgd(model, lr=0.01)
+
+    def change(step: int) -> None:
+        with torch.no_grad():
+            if step == 450:
+                model[0].bias[5] = 0.5
+            if step == 470:
+                model[0].bias[5] = -100
+
+    windows = []
+    monitor = Monitor(model, optimizer=optimizer, every=2, window=200, sinks=[windows.append])
+    train(model, batches(1000), optimizer, monitor, change)
+    rows = [window.units[window.units["unit"] == 5].iloc[0] for window in windows]
+    assert [row["onset"] for row in rows] == ["born_dead", "born_dead", "revived", "died", "died"]
+    assert rows[2]["onset_step"] in (450, 451)
+    assert rows[4]["onset_step"] == 469
+    assert monitor.timeline.query("site == '1'")[["deaths", "revivals"]].sum().tolist() == [2, 1]
