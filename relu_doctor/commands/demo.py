@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+_GOOD = 0.9  # an accuracy that gives nobody a reason to look
+
 
 def demo(
     directory: Annotated[Path, typer.Argument(help="Where the checkpoints are left.")] = Path("relu-doctor-demo"),
@@ -15,7 +17,7 @@ def demo(
     """Train on real handwritten digits four times, watch, scan what was saved, and show verdicts beside accuracies."""
     from rich.console import Console
 
-    from relu_doctor.demo.running import run_stories, scan_line, watch_line
+    from relu_doctor.demo.running import dashboard_line, run_stories, scan_line, watch_line, write_page
     from relu_doctor.reports.progress import progress_bar
     from relu_doctor.reports.side_by_side import render_comparison
     from relu_doctor.reports.verdict import verdict
@@ -40,3 +42,7 @@ def demo(
     console.print(f"\nThe checkpoints are in {directory}. Look closer at any of them:\n", markup=False)
     for result in results:
         print(f"{scan_line(result)}\n")
+    sick = max(results, key=lambda each: (each.run.accuracy > _GOOD, each.after.diagnosis.summary["dead_fraction"]))
+    page = write_page(sick, directory)
+    console.print("See the runs: the tab ReLU Doctor of the dashboard, and a page of the quietly sick one to share:\n")
+    print(f"{dashboard_line(directory)}\npython -m webbrowser {page.resolve().as_uri()}")

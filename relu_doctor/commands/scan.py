@@ -217,9 +217,15 @@ def _write_tensorboard(scanned: list[ScannedCheckpoint], directory: Path) -> Non
         runs.setdefault(run_name(each.checkpoint), []).append(each)
     for name, members in runs.items():
         with TensorBoardSink(directory if len(runs) == 1 else directory / name) as sink:
-            for place, each in enumerate(members):
-                step = each.checkpoint.step if each.checkpoint.step is not None else each.checkpoint.epoch
-                sink.write(each.diagnosis, step=place if step is None else step)
+            steps = [_step_of(each, place) for place, each in enumerate(members)]
+            for step, each in sorted(zip(steps, members, strict=True), key=lambda pair: pair[0]):
+                sink.write(each.diagnosis, step=step)
+
+
+def _step_of(scanned: ScannedCheckpoint, place: int) -> int:
+    """Its step in the run, or its epoch, or its place among those that were given."""
+    checkpoint = scanned.checkpoint
+    return next((known for known in (checkpoint.step, checkpoint.epoch) if known is not None), place)
 
 
 def _gate(scanned: list[ScannedCheckpoint], gate: Gate) -> int:

@@ -14,8 +14,12 @@ from relu_doctor.checkpoints.data import open_data
 from relu_doctor.checkpoints.models import build_model
 from relu_doctor.checkpoints.scanning import ScannedCheckpoint, compare_within_runs, scan_checkpoint
 from relu_doctor.demo.stories import STORIES, Story
-from relu_doctor.demo.training import StoryRun, train_story
+from relu_doctor.demo.training import StoryRun, events_of, history_of, train_story
+from relu_doctor.diagnose.storage import write_atomically
+from relu_doctor.reports.history_frames import frames_of
+from relu_doctor.reports.page import build_page
 from relu_doctor.scanner import ScanRequest
+from relu_doctor.training.history import History
 
 DATA = "relu_doctor.demo.data:digits"
 Progress = Callable[[int, int | None], None]
@@ -57,7 +61,7 @@ def run_stories(
             if on_progress is not None:
                 on_progress(offset + epoch, total)
 
-        run = train_story(story, directory, seed=seed, monitored=True, on_progress=report)
+        run = train_story(story, directory, seed=seed, watched_in=directory, on_progress=report)
         done += story.epochs
         yield StoryResult(run, *_scan(story, (run.paths[0], run.paths[-1])))
 
@@ -74,6 +78,28 @@ def watch_line(result: StoryResult) -> str:
     if not alerts:
         return f"quiet for all {steps:,} updates."
     return f"after update {alerts[0].step:,} of {steps:,}: {alerts[0].message} [{alerts[0].code}]."
+
+
+def write_page(result: StoryResult, directory: Path) -> Path:
+    """Write the page of a story's history.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    history = history_of(result.run.story, directory)
+    path = directory / f"{result.run.story.key}.html"
+    command = f"relu-doctor report {history} --format html --output {path}"
+    page = build_page(frames_of(History.read(history)), title=result.run.story.key, command=command)
+    write_atomically(path, page.encode())
+    return path
+
+
+def dashboard_line(directory: Path) -> str:
+    """The command that opens the dashboard of all stories, as it can be pasted."""
+    found = shutil.which("tensorboard")
+    beside = Path(sys.executable).with_name("tensorboard")
+    command = "tensorboard" if found or not beside.is_file() else shlex.quote(os.path.relpath(beside))
+    return f"{command} --logdir {shlex.quote(os.path.relpath(events_of(directory)))}"
 
 
 def _scan(story: Story, paths: tuple[Path, Path]) -> tuple[ScannedCheckpoint, ScannedCheckpoint]:

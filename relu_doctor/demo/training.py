@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def train_story(
     directory: Path,
     *,
     seed: int = 0,
-    monitored: bool = False,
+    watched_in: Path | None = None,
     on_progress: Progress | None = None,
 ) -> StoryRun:
     """Trains `story` and writes its checkpoints as the training goes.
@@ -93,7 +94,8 @@ def train_story(
         story: the settings.
         directory: where the files go, as ``<story>-<net>-epoch<NN>.pt``; made where it is missing.
         seed: of the initial weights and of the order of the images.
-        monitored: a :class:`~relu_doctor.Monitor` watches; the weights come out the same, bit for bit.
+        watched_in: a :class:`~relu_doctor.Monitor` watches, and leaves its history and TensorBoard's events in folders
+            of this directory; the weights come out the same, bit for bit.
         on_progress: called after each epoch with the epochs done and the epochs in all.
 
     Raises:
@@ -112,7 +114,10 @@ def train_story(
         stack.enter_context(_quiet_torch(seed))
         model = make_mlp() if story.net == "mlp" else make_cnn()
         optimizer = _make_optimizer(story, model)
-        monitor = stack.enter_context(_watching(model, optimizer)) if monitored else None
+        steps = -(-len(training.images) // story.batch_size)
+        monitor = None
+        if watched_in is not None:
+            monitor = stack.enter_context(_watching(model, optimizer, story, watched_in, steps))
         order = torch.Generator().manual_seed(seed)
         step = 0
         for epoch in range(story.epochs + 1):
@@ -150,12 +155,28 @@ def _quiet_torch(seed: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+def history_of(story: Story, directory: Path) -> Path:
+    """Where the monitor of a story leaves its history."""
+    return directory / "histories" / story.key
+
+
+def events_of(directory: Path) -> Path:
+    """Where all stories leave TensorBoard's events, each in a folder of its own."""
+    return directory / "tensorboard"
+
+
 @contextmanager
-def _watching(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[Monitor]:
-    """A monitor, whose alerts are kept and not warned of."""
+def _watching(
+    model: nn.Module, optimizer: torch.optim.Optimizer, story: Story, directory: Path, window: int
+) -> Iterator[Monitor]:
+    """A monitor, whose alerts are kept and not warned of; what an earlier demo left of this story is replaced."""
+    history, events = history_of(story, directory), events_of(directory) / story.key
+    for old in (history, events):
+        shutil.rmtree(old, ignore_errors=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DyingUnitsWarning)
-        with Monitor(model, optimizer=optimizer) as monitor:
+        sink = f"tensorboard:{events}"
+        with Monitor(model, optimizer=optimizer, every=5, window=window, history=history, sinks=sink) as monitor:
             yield monitor
 
 

@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from relu_doctor.config import Config
 from relu_doctor.errors import MonitorError, MonitorWarning
 from relu_doctor.observe.rectifiers.custom import Custom
-from relu_doctor.reports.sinks import Sink
+from relu_doctor.reports.sinks import Sink, several
+from relu_doctor.reports.tensorboard import TensorBoardSink
 from relu_doctor.training.history import History
 from relu_doctor.training.monitor import Monitor
 from relu_doctor.training.windows import Alert
@@ -62,6 +63,7 @@ class Attachment:
             raise TypeError(f"expected {', '.join(Options.__annotations__)}, found {', '.join(unknown)}.")
         self.monitor: Monitor | None = None
         self._options = dict(options)
+        self._boards: tuple[TensorBoardSink, ...] = ()
 
     def begin(
         self,
@@ -71,6 +73,7 @@ class Attachment:
         step: int,
         saved: Mapping[str, Any] | None = None,
         parts: bool = False,
+        boards: Iterable[TensorBoardSink] = (),
     ) -> Monitor:
         """Attach a monitor; one that is still attached, since a run before was cut short, is closed.
 
@@ -80,10 +83,13 @@ class Attachment:
             step: updates that were made before.
             saved: the state of a monitor, to go on from.
             parts: as of the monitor.
+            boards: further sinks, on writers of the framework's; they are closed with the monitor.
         """
         self.abandon("another run began")
         start = step if saved is None else int(saved.get("step", step))
-        self.monitor = Monitor(model, optimizer=list(optimizers), start_step=start, parts=parts, **self._options)
+        self._boards = tuple(boards)
+        options = {**self._options, "sinks": (*several(self._options.get("sinks", ())), *self._boards)}
+        self.monitor = Monitor(model, optimizer=list(optimizers), start_step=start, parts=parts, **options)
         if saved is not None:
             try:
                 self.monitor.load_state_dict(saved)
@@ -97,12 +103,23 @@ class Attachment:
             return False
         before = self.monitor.windows
         self.monitor.close(reason)
+        self._close_boards()
         return self.monitor.windows > before
 
     def abandon(self, reason: str) -> None:
         """Close the monitor of a run that was cut short, without waiting for other ranks."""
         if self.monitor is not None:
             self.monitor._close(reason, broken=True)
+        self._close_boards()
+
+    def _close_boards(self) -> None:
+        boards, self._boards = self._boards, ()
+        for board in boards:
+            try:
+                board.close()
+            except Exception as error:  # noqa: BLE001  a full disk must not end a training run
+                message = f"TensorBoard's writer raised {type(error).__name__} at the close: {error}"
+                warnings.warn(message, MonitorWarning, stacklevel=2)
 
     def state(self) -> dict[str, Any] | None:
         """Of the monitor, where there is one."""
@@ -110,7 +127,7 @@ class Attachment:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what another process is sent, has the options and no monitor."""
-        return {"monitor": None, "_options": self._options}
+        return {"monitor": None, "_options": self._options, "_boards": ()}
 
     def __del__(self) -> None:
         if getattr(self, "monitor", None) is not None:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.integrations.attached import Attachment, Options, needed
+from relu_doctor.reports.tensorboard import TensorBoardSink
 from relu_doctor.training.monitor import Monitor
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.loggers import TensorBoardLogger
 except ModuleNotFoundError as error:
     raise needed("lightning", "lightning") from error
 
@@ -25,7 +27,8 @@ class ReLUDoctorCallback(Callback):  # type: ignore[misc]  # Lightning is not re
     """Watches the rectifiers of a module while Lightning fits it.
 
     Each window's :meth:`~relu_doctor.Diagnosis.scalars` go to the trainer's loggers and into
-    ``trainer.callback_metrics``, where ``EarlyStopping`` and ``ModelCheckpoint`` find them. The evidence is kept in
+    ``trainer.callback_metrics``, where ``EarlyStopping`` and ``ModelCheckpoint`` find them; a ``TensorBoardLogger``
+    gets all that :class:`~relu_doctor.reports.tensorboard.TensorBoardSink` writes. The evidence is kept in
     checkpoints, and a run that is resumed goes on from there. A step is an update, so that
     ``accumulate_grad_batches`` counts once. The sanity check and validation do not count.
 
@@ -69,6 +72,7 @@ class ReLUDoctorCallback(Callback):  # type: ignore[misc]  # Lightning is not re
             step=trainer.global_step,
             saved=self._saved["monitor"] if goes_on else None,
             parts=True,
+            boards=[TensorBoardSink(logger.experiment, hparams=False) for logger in _boards(trainer)],
         )
         self._made, self._loss, self._paused = trainer.global_step, None, ExitStack()
 
@@ -121,8 +125,15 @@ class ReLUDoctorCallback(Callback):  # type: ignore[misc]  # Lightning is not re
         return {name: value for name, value in vars(self).items() if name in _KEPT}
 
 
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    """The loggers that a sink writes to, in the process that reports."""
+    found = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+    return found if trainer.is_global_zero else []
+
+
 def _log(trainer: Trainer, diagnosis: Diagnosis) -> None:
-    scalars = diagnosis.scalars()
+    scalars, boards = diagnosis.scalars(), _boards(trainer)
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if logger not in boards:
+            logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in scalars.items()})

@@ -12,10 +12,12 @@ from torch.utils.hooks import RemovableHandle
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.integrations.attached import Attachment, Options, needed
 from relu_doctor.observe.gradients import after_steps
+from relu_doctor.reports.tensorboard import TensorBoardSink
 from relu_doctor.training.monitor import Monitor
 
 try:
     from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.logger import TensorBoardOutputFormat
 except ModuleNotFoundError as error:
     raise needed("stable_baselines3", "sb3") from error
 
@@ -28,7 +30,9 @@ class ReLUDoctorCallback(BaseCallback):  # type: ignore[misc]  # Stable-Baseline
     All networks of ``model.policy`` are watched together, under the names that they have there. Rollouts, evaluation
     and target networks do not count, since they run without gradients. A step is an update of the actor, or of the
     policy where actor and critic share an optimizer. Each window's :meth:`~relu_doctor.Diagnosis.scalars` are recorded
-    by the algorithm's logger; those of single sites only in files.
+    by the algorithm's logger; those of single sites only in files. Where it writes for TensorBoard, it also gets the
+    histograms, pictures, texts and records of :class:`~relu_doctor.reports.tensorboard.TensorBoardSink`, whose steps
+    are updates.
 
     Args:
         verbose: as of every callback.
@@ -67,7 +71,9 @@ class ReLUDoctorCallback(BaseCallback):  # type: ignore[misc]  # Stable-Baseline
         self.close()  # a run before was cut short
         if self._policy not in (None, policy):
             self._saved = None  # of other networks
-        self._attachment.begin(policy, optimizers, step=0, saved=self._saved, parts=True)
+        outputs = [each for each in self.logger.output_formats if isinstance(each, TensorBoardOutputFormat)]
+        boards = [TensorBoardSink(each.writer, scalars=False) for each in outputs]
+        self._attachment.begin(policy, optimizers, step=0, saved=self._saved, parts=True, boards=boards)
         self._policy = policy
         leading = getattr(getattr(policy, "actor", None), "optimizer", None) or optimizers[0]
         self._handles = after_steps([leading], self._after_update)  # after the monitor's own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from relu_doctor.diagnose.diagnosis import Diagnosis
 from relu_doctor.integrations.attached import Attachment, Options, needed
+from relu_doctor.reports.tensorboard import TensorBoardSink
 from relu_doctor.training.monitor import Monitor
 
 try:
@@ -26,7 +28,10 @@ class ReLUDoctorCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     """Watches the rectifiers of a model while the Trainer trains it.
 
     Each window's :meth:`~relu_doctor.Diagnosis.scalars` are added to ``trainer.state.log_history``; ``sinks`` take
-    them elsewhere. The evidence is kept in each checkpoint's folder (``relu_doctor.pt``), and a run that is resumed
+    them elsewhere. Where the Trainer reports to TensorBoard, a
+    :class:`~relu_doctor.reports.tensorboard.TensorBoardSink` writes a run of its own beside the Trainer's,
+    ``relu_doctor`` in ``runs`` of ``output_dir``. The evidence is kept in each checkpoint's folder
+    (``relu_doctor.pt``), and a run that is resumed
     from one in ``output_dir`` goes on from there. A step is an update, so that ``gradient_accumulation_steps`` count
     once; evaluation does not count. The loss and the gradients' norm are those that the Trainer logs, told in the
     window after it logged them.
@@ -62,7 +67,9 @@ class ReLUDoctorCallback(TrainerCallback):  # type: ignore[misc]  # transformers
         """Attach."""
         saved = _saved(args, state.global_step) if state.global_step else None
         self._logged = {}
-        self._attachment.begin(model, [optimizer], step=state.global_step, saved=saved)
+        shown = "tensorboard" in args.report_to and state.is_world_process_zero
+        boards = [TensorBoardSink(_board(args))] if shown else []
+        self._attachment.begin(model, [optimizer], step=state.global_step, saved=saved, boards=boards)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
@@ -94,6 +101,13 @@ class ReLUDoctorCallback(TrainerCallback):  # type: ignore[misc]  # transformers
     def close(self) -> None:
         """Detach now: after a training that was interrupted, of whose end the Trainer tells nobody."""
         self._attachment.abandon("closed")
+
+
+def _board(args: TrainingArguments) -> Path:
+    """Beside the runs that the Trainer writes, each in a folder named after its time."""
+    return (
+        Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir) / "runs").expanduser() / "relu_doctor"
+    )
 
 
 def _folder(args: TrainingArguments, step: int) -> Path:

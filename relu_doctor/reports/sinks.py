@@ -48,7 +48,7 @@ class Sinks:
     """
 
     def __init__(self, given: Sink | str | Iterable[Sink | str], *, reports: bool = True) -> None:
-        planned = [(each, _planned(each)) for each in _several(given)]
+        planned = [(each, _planned(each)) for each in several(given)]
         self._sinks: list[tuple[str, Sink]] = []
         self._own: list[tuple[str, _Opened]] = []
         try:
@@ -84,7 +84,8 @@ class Sinks:
         self._own.append((name, opened))
 
 
-def _several(given: object) -> tuple[object, ...]:
+def several(given: object) -> tuple[Any, ...]:
+    """What ``sinks=`` was given, one by one."""
     if isinstance(given, Iterable) and not isinstance(given, str) and not callable(given):
         return tuple(given)
     return (given,)

@@ -81,7 +81,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
 @pytest.mark.parametrize("story", [BRIEF, replace(collapsed("mlp"), epochs=2, checkpoint_epochs=(0, 1))])
 def test_a_run_that_is_watched_is_the_same_run(story, tmp_path):
     """Weights, momenta and accuracies come out the same, bit for bit, with a monitor and without."""
-    plain, watched = (train_story(story, tmp_path / str(on), seed=1, monitored=on) for on in (False, True))
+    plain, watched = (
+        train_story(story, tmp_path / str(on), seed=1, watched_in=tmp_path / "watched" if on else None)
+        for on in (False, True)
+    )
     assert plain.alerts == ()
     assert [alert.code for alert in watched.alerts[:1]] == ["RD701"] * (story is not BRIEF)
     for one, other in zip(plain.checkpoints, watched.checkpoints, strict=True):

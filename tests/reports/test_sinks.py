@@ -59,9 +59,9 @@ def test_tensorboard_shows_a_run(tmp_path):
         points = events.Scalars(f"relu_doctor/{name}")
         assert [point.step for point in points] == [20, 40, 60]
         assert [point.value for point in points] == pytest.approx([value(window) for window in windows])
-    of_site = [point.value for point in events.Scalars("relu_doctor_sites/3/weight_norm")]
-    assert of_site == pytest.approx([window.sites["weight_norm"][1] for window in windows])
-    assert [point.value for point in events.Scalars("relu_doctor_sites/3/silent_fraction")][-1] == 0.75
+    of_site = [point.value for point in events.Scalars("relu_doctor_sites/3/dead_fraction")]
+    assert of_site == pytest.approx([window.diagnosis.sites["dead_fraction"][1] for window in windows])
+    assert [each["optimizer"] for each in (window.about for window in windows)] == ["SGD"] * 3
 
 
 def test_a_sink_that_was_handed_in_stays_open(tmp_path):
