@@ -136,7 +136,13 @@ class UpdateMeter:
 def _is_measured(parameter: nn.Parameter, term: Term) -> bool:
     """Whether the units of a term are rows of a weight that is held as it is used."""
     whole = term.kind == "weight" and term.weight_part is None and not term.computed and parameter.dim() > 1
-    if not whole or not parameter.numel() or is_spread(parameter) or parameter.is_complex() or (term.weight_axis or 0) >= parameter.dim():
+    if (
+        not whole
+        or not parameter.numel()
+        or is_spread(parameter)
+        or parameter.is_complex()
+        or (term.weight_axis or 0) >= parameter.dim()
+    ):
         return False
     if term.weight_axis is None and not term.transposed_groups:
         return False
