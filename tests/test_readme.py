@@ -26,7 +26,7 @@ def test_every_status_is_explained_once():
 
 def test_the_options_that_the_readme_names_exist():
     """An option of the README that the command does not know would mislead."""
-    source = (Path(__file__).parent.parent / "relu_doctor" / "cli.py").read_text(encoding="utf-8")
+    source = (Path(__file__).parent.parent / "relu_doctor" / "commands" / "scan.py").read_text(encoding="utf-8")
     known = {f"--{name.replace('_', '-')}" for name in re.findall(r"^    (\w+): Annotated\[", source, re.MULTILINE)}
     known |= {"--format"}
     scan_section = README.split("## Scan a checkpoint")[1].split("## In Python")[0]
