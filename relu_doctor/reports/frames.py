@@ -23,39 +23,46 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from relu_doctor.reports.coverage import coverage_line, coverage_remarks
+from relu_doctor.reports.packing import (
+    COLUMNS,
+    MECHANISMS,
+    ONSETS,
+    SCHEMA,
+    STATUSES,
+    Bytes,
+    FrameError,
+    read_header,
+    read_numbers,
+    read_status,
+)
 from relu_doctor.reports.verdict import verdict
 from relu_doctor.reports.words import plain_name
-from relu_doctor.terms import Mechanism, Status
 from relu_doctor.training.windows import SITE_COLUMNS
 
 if TYPE_CHECKING:
     from relu_doctor.diagnose.diagnosis import Diagnosis
     from relu_doctor.training.windows import Window
 
-SCHEMA = 1
-STATUSES = tuple(status.value for status in Status)
-MECHANISMS = tuple(mechanism.value for mechanism in Mechanism)
-ONSETS = ("", "born_dead", "found_dead", "died", "revived")
-COLUMNS = (  # of a unit's numbers; rates and values in half precision: three digits
-    ("inputs", "<i4"),
-    ("firing_rate", "<f2"),
-    ("firing_rate_upper", "<f2"),
-    ("pre_max", "<f2"),
-    ("margin", "<f2"),
-    ("bias", "<f2"),
-    ("mechanism", "u1"),
-    ("onset", "u1"),
-    ("onset_step", "<i4"),
-)
+__all__ = [
+    "COLUMNS",
+    "MECHANISMS",
+    "ONSETS",
+    "SCHEMA",
+    "STATUSES",
+    "Frame",
+    "FrameError",
+    "numbers_of",
+    "ranges_of",
+    "read_header",
+    "read_numbers",
+    "read_status",
+    "site_of",
+    "statuses_of",
+    "verdict_of",
+]
 _COUNTS = ("dead", "unproven", "rare", "dormant", "saturated", "non_finite", "unobserved", "active")
 _LEVEL = 6  # of zlib
 _MOST_FINDINGS = 50
-
-Bytes = NDArray[np.uint8]
-
-
-class FrameError(ValueError):
-    """What was read is no frame, or one of a newer schema."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,56 +170,6 @@ class Frame:
         return zlib.compress(text, _LEVEL), _deflated(self.status), sites
 
 
-def read_header(packed: bytes) -> dict[str, Any]:
-    """The header of a packed frame.
-
-    Raises:
-        FrameError: it is none, or of a newer schema.
-    """
-    try:
-        header = json.loads(_inflated(packed, 1 << 26))
-        schema = int(header["schema"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise FrameError(
-            f"expected the header of a window that relu_doctor wrote, found other data ({error})."
-        ) from error
-    if schema > SCHEMA:
-        raise FrameError(f"expected a window of schema {SCHEMA} or older, found {schema}; update relu-doctor.")
-    return dict(header)
-
-
-def read_status(packed: bytes, num_units: int) -> Bytes:
-    """The status of every unit: uint8 (units,).
-
-    Raises:
-        FrameError: these are no statuses of so many units.
-    """
-    raw = _inflated(packed, num_units)
-    if len(raw) != num_units:
-        raise FrameError(f"expected the status of {num_units:,} units, found that of {len(raw):,}.")
-    return np.frombuffer(raw, np.uint8)
-
-
-def read_numbers(packed: bytes, num_units: int, columns: Sequence[Sequence[str]] = COLUMNS) -> dict[str, NDArray[Any]]:
-    """The numbers of one site's units, (units,) each.
-
-    Raises:
-        FrameError: these are no numbers of so many units.
-    """
-    dtypes = [(str(name), np.dtype(str(dtype))) for name, dtype in columns]
-    size = num_units * sum(dtype.itemsize for _, dtype in dtypes)
-    raw = np.frombuffer(_inflated(packed, size), np.uint8)
-    if len(raw) != size:
-        raise FrameError(f"expected {size:,} bytes for the numbers of {num_units:,} units, found {len(raw):,}.")
-    found, place = {}, 0
-    for name, dtype in dtypes:
-        length = num_units * dtype.itemsize
-        planes = raw[place : place + length].reshape(dtype.itemsize, num_units)
-        found[name] = np.ascontiguousarray(planes.T).view(dtype).reshape(num_units)
-        place += length
-    return found
-
-
 def verdict_of(diagnosis: Diagnosis) -> dict[str, Any]:
     """What a diagnosis says, as the ``verdict`` of a frame."""
     said = verdict(diagnosis)
@@ -298,18 +255,6 @@ def _deflated(*columns: NDArray[Any]) -> bytes:
         for column in columns
     ]
     return zlib.compress(b"".join(planes), _LEVEL)
-
-
-def _inflated(packed: bytes, most: int) -> bytes:
-    """What was deflated, and no more than it may be."""
-    reader = zlib.decompressobj()
-    try:
-        raw = reader.decompress(packed, most + 1)
-    except zlib.error as error:
-        raise FrameError(f"expected deflated data of a window, found other data ({error}).") from error
-    if len(raw) > most or not reader.eof:
-        raise FrameError(f"expected at most {most:,} bytes of a window's data, found more, or a part of them.")
-    return raw
 
 
 def _finite(value: Any) -> float | None:

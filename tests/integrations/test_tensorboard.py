@@ -7,7 +7,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from stable_baselines3.common.logger import configure
 
 from relu_doctor.integrations import lightning, stable_baselines3, transformers
-from relu_doctor.reports.tensorboard.values import UNITS, WINDOWS
+from relu_doctor.reports.plugin.names import UNITS_TAG, WINDOWS_TAG
 from tests.integrations.test_stable_baselines3 import made
 from tests.integrations.toys import QUIET, Lit, batches, hugging_face_trainer, lightning_trainer, net
 from tests.reports.events import events_of, points
@@ -26,7 +26,7 @@ def test_lightnings_logger(tmp_path):
     tags = events.Tags()
     told = callback.monitor.timeline.groupby("last_step")["dead"].sum() / 48
     assert points(events, "relu_doctor/dead_fraction") == [(step, pytest.approx(dead)) for step, dead in told.items()]
-    assert {WINDOWS, UNITS} < set(tags["tensors"])
+    assert {WINDOWS_TAG, UNITS_TAG} < set(tags["tensors"])
     assert "_hparams_/session_start_info" not in tags["tensors"], "the logger has its own"
     assert PICTURES - {"relu_doctor/worst_sites_over_time"} <= set(tags["images"])
     assert len([tag for tag in tags["scalars"] if tag.startswith("relu_doctor")]) <= 40
@@ -55,7 +55,9 @@ def test_stable_baselines_logger(tmp_path):
     model.learn(400, callback=callback, log_interval=1)
     model.logger.close()
     events = events_of(tmp_path)
-    assert [event.step for event in events.Tensors(WINDOWS)] == callback.monitor.timeline["last_step"].unique().tolist()
+    assert [event.step for event in events.Tensors(WINDOWS_TAG)] == callback.monitor.timeline[
+        "last_step"
+    ].unique().tolist()
     assert "relu_doctor/map_of_units" in events.Tags()["images"]
     assert "relu_doctor/dead_fraction" in events.Tags()["scalars"]
     assert "relu_doctor/often_cited_low" not in events.Tags()["scalars"]

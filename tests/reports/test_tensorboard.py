@@ -14,9 +14,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from relu_doctor.errors import ConfigError, OutputError
 from relu_doctor.reports.frames import Frame, read_header
+from relu_doctor.reports.plugin.names import UNITS_TAG, WINDOWS_TAG
 from relu_doctor.reports.tensorboard import TensorBoardSink, findings_markdown, verdict_markdown
 from relu_doctor.reports.tensorboard.numbers import LAYOUT
-from relu_doctor.reports.tensorboard.values import UNITS, WINDOWS, blobs_of
+from relu_doctor.reports.tensorboard.values import blobs_of
 from relu_doctor.training.windows import SITE_COLUMNS
 from tests.builders import make_diagnosis, site
 from tests.reports.events import events_of, points, texts
@@ -99,12 +100,12 @@ def test_the_tabs_records_are_the_packed_frame(tmp_path):
         sink(window)
     events = events_of(tmp_path)
     header, status, sites = Frame.of_window(window).pack()
-    assert events.Tensors(WINDOWS)[0].tensor_proto.string_val[:] == [header, status]
-    assert read_header(header)["last_step"] == events.Tensors(WINDOWS)[0].step == PERIOD - 1
-    blobs = events.Tensors(UNITS)[0].tensor_proto
+    assert events.Tensors(WINDOWS_TAG)[0].tensor_proto.string_val[:] == [header, status]
+    assert read_header(header)["last_step"] == events.Tensors(WINDOWS_TAG)[0].step == PERIOD - 1
+    blobs = events.Tensors(UNITS_TAG)[0].tensor_proto
     assert blobs.string_val[:] == [struct.pack("<II", 1, len(each)) + each for each in sites]
     assert [dim.size for dim in blobs.tensor_shape.dim] == [2]
-    assert events.SummaryMetadata(UNITS).plugin_data.plugin_name == "relu_doctor"
+    assert events.SummaryMetadata(UNITS_TAG).plugin_data.plugin_name == "relu_doctor"
 
 
 @pytest.mark.parametrize("number", [0, 1, 64, 65, 128, 300])
@@ -256,7 +257,7 @@ def test_a_writer_of_the_users_is_written_to_and_stays_open(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
     assert points(events, "own") == [(7, 1)]
     assert points(events, "relu_doctor/dead_fraction") == [(PERIOD - 1, 0)]
-    assert events.Tensors(WINDOWS)
+    assert events.Tensors(WINDOWS_TAG)
 
 
 def test_numbers_may_be_left_to_others(tmp_path):
@@ -266,8 +267,8 @@ def test_numbers_may_be_left_to_others(tmp_path):
     tags = events_of(tmp_path).Tags()
     assert tags["scalars"] == []
     assert set(tags["tensors"]) == {
-        WINDOWS,
-        UNITS,
+        WINDOWS_TAG,
+        UNITS_TAG,
         *(f"relu_doctor/{name}/text_summary" for name in ("verdict", "findings")),
     }
     assert tags["images"]

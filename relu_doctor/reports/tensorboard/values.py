@@ -11,16 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from relu_doctor.reports.frames import Frame
+from relu_doctor.reports.plugin.names import MOST_BLOBS, PLUGIN, UNITS_TAG, WINDOWS_TAG
 from relu_doctor.reports.tensorboard.hparams import Value
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-
-PLUGIN = "relu_doctor"
-WINDOWS = "relu_doctor/windows"  # a string tensor (2,): header and status of a frame
-UNITS = "relu_doctor/units"  # blobs, of one or more sites each: numbers of their units
-_MOST_BLOBS = 64
 
 
 def scalar(tag: str, value: float, told: str = "") -> Summary.Value:
@@ -87,8 +83,8 @@ def records(frame: Frame) -> list[Summary.Value]:
 
     header, status, sites = frame.pack()
     return [
-        _strings(WINDOWS, [header, status], DATA_CLASS_TENSOR),
-        _strings(UNITS, blobs_of(sites), DATA_CLASS_BLOB_SEQUENCE),
+        _strings(WINDOWS_TAG, [header, status], DATA_CLASS_TENSOR),
+        _strings(UNITS_TAG, blobs_of(sites), DATA_CLASS_BLOB_SEQUENCE),
     ]
 
 
@@ -97,7 +93,7 @@ def blobs_of(sites: Sequence[bytes]) -> list[bytes]:
 
     A blob is the number of its sites, the length of each, and then each; whole numbers of four bytes, little-endian.
     """
-    each = max(1, -(-len(sites) // _MOST_BLOBS))
+    each = max(1, -(-len(sites) // MOST_BLOBS))
     groups = [sites[start : start + each] for start in range(0, len(sites), each)]
     return [struct.pack(f"<{1 + len(group)}I", len(group), *map(len, group)) + b"".join(group) for group in groups]
 
