@@ -114,6 +114,9 @@ class Closer:
     def _mistrust(self, seen: Seen, sites: Sequence[ActivationSite]) -> list[str]:
         """Do not listen to the gradients of sites where a unit had one that was silent on all inputs of its step.
 
+        Where forwards are observed apart, some units may fire in one and not in the other: then all that were silent
+        must have had one.
+
         Returns:
             Remarks for the report, of all such sites.
         """
@@ -121,7 +124,9 @@ class Closer:
             stats, checked = seen.stats.get(site.site_id), seen.checked.get(site.site_id)
             if stats is not None and checked is not None and len(checked) == stats.num_units:
                 in_it = (checked >= seen.first_step) & torch.isin(checked, seen.steps)
-                if bool((in_it & (checked > stats.last_fired)).any()):
+                wrong = in_it & (checked > stats.last_fired)
+                silent = stats.last_fired < checked.max()
+                if bool(wrong.any()) and (not seen.apart or torch.equal(wrong & (checked == checked.max()), silent)):
                     self.mistrusted.add(site.site_id)
         return [
             f"{site.name}: its parameters have gradients that its units do not send (a penalty in the loss, noise, "

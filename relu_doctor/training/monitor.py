@@ -520,6 +520,7 @@ class Monitor:
             ratios={} if self._meter is None else self._meter.take(),
             heard={} if self._watch is None else self._watch.heard(),
             checked={} if self._watch is None else self._watch.checked(),
+            apart=self._live.is_apart,
             told=self._live.take_digests(),
             numbers=self._numbers.close(),
             reference=self._referred(),

@@ -26,6 +26,7 @@ class Seen:
         heard: per ``site_id`` that the gradients follow, int64 (units,), the last step at which each had one; -1 for
             never.
         checked: the same of the steps that were observed in full.
+        apart: the forwards that were observed are not the run's own, but made beside them: dropout drops others.
         told: digests and number of the inputs of each forward that was observed.
         numbers: the run's own.
         reference: per ``site_id``, what the reference batches showed, where there are any.
@@ -44,6 +45,7 @@ class Seen:
     told: Sequence[tuple[list[int] | None, int]]
     numbers: Mapping[str, float]
     checked: Mapping[str, Tensor] = field(default_factory=dict)
+    apart: bool = False
     reference: Mapping[str, UnitStats] = field(default_factory=dict)
     effective_ranks: Mapping[str, float] = field(default_factory=dict)
 

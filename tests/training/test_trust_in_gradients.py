@@ -152,3 +152,24 @@ def test_parametrizations_are_not_run_once_more():
     assert plain[0] == watched[0]
     assert all(torch.equal(one, other) for one, other in zip(plain[1], watched[1], strict=True))
     assert torch.equal(plain[2], watched[2])
+
+
+@pytest.mark.parametrize("penalty", [None, l2], ids=["none", "l2"])
+def test_a_compiled_model_is_trusted_where_dropout_drops_others(penalty):
+    """Its forwards are observed apart; a rare unit that fired in one of the two only is no reason, a penalty is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Dropout(0.5), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        model[0].bias[:3] = -100
+        model[0].bias[8:] = -1
+    compiled = torch.compile(model, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with Monitor(compiled, optimizer=optimizer, every=5, window=100) as monitor:
+        for x, y in batches(400, size=4):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(compiled(x), y)
+            (loss if penalty is None else loss + penalty(model)).backward()
+            optimizer.step()
+            monitor.step()
+    told = any("only observed forwards tell" in note for note in monitor.diagnosis.table.coverage.notes)
+    assert told == (penalty is not None)
