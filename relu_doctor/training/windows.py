@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from relu_doctor.diagnose.diagnosis import Diagnosis
+if TYPE_CHECKING:
+    from relu_doctor.diagnose.diagnosis import Diagnosis
 
 # Columns beside those of `Diagnosis.sites` and `Diagnosis.units`.
 SITE_COLUMNS = (
