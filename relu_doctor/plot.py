@@ -42,6 +42,7 @@ def dead_fraction(run: Run, ax: Axes | None = None, *, sites: int = 6) -> Axes:
 
     Returns:
         The axes: training steps to the right, fractions from 0 to 1 upwards; the band that is often cited is shaded.
+        A line has a gap where no unit was observed with finite numbers: there is nothing known then.
 
     Raises:
         ConfigError: no window has closed yet, or ``run`` is none.
@@ -51,8 +52,10 @@ def dead_fraction(run: Run, ax: Axes | None = None, *, sites: int = 6) -> Axes:
     timeline = _timeline(run)
     axes = _axes(ax)
     axes.axhspan(*_OFTEN_CITED, color="0.5", alpha=0.12, linewidth=0, label="often cited: 20–50 %")
-    steps = timeline.groupby("last_step")
-    whole = steps["dead"].sum() / steps["num_units"].sum().clip(lower=1)
+    known = timeline["num_units"] - timeline[list(_UNKNOWN)].sum(axis=1)
+    timeline = timeline.assign(known=known, dead_fraction=timeline["dead_fraction"].where(known > 0))
+    steps = timeline.groupby("last_step")[["dead", "num_units", "known"]].sum()
+    whole = (steps["dead"] / steps["num_units"]).where(steps["known"] > 0)
     last = timeline[timeline["last_step"] == timeline["last_step"].max()]
     worst = last.sort_values("dead_fraction", ascending=False, kind="stable")["site_id"].iloc[:sites]
     for site_id in worst:
@@ -77,10 +80,10 @@ def firing_rates(diagnosis: Diagnosis, ax: Axes | None = None, *, site: str | No
         The axes: rates to the right, units upwards; the threshold below which a unit counts as rare is marked.
 
     Raises:
-        ConfigError: there is no such site, or nothing was observed.
+        ConfigError: there is no such site, nothing was observed, or ``diagnosis`` is none.
         OutputError: matplotlib is not installed.
     """
-    units = diagnosis.units
+    units = _diagnosis(diagnosis).units
     if site is not None:
         units = units[(units["site"] == site) | (units["site_id"] == site)]
         if units.empty:
@@ -94,7 +97,7 @@ def firing_rates(diagnosis: Diagnosis, ax: Axes | None = None, *, site: str | No
     least = min(-3.0, float(np.floor(fired.min()))) if len(fired) else -3.0
     axes = _axes(ax)
     edges = np.linspace(least, 0, 31)
-    axes.hist(fired, bins=edges.tolist(), color=_FIRED, label="fired")
+    axes.hist(fired, bins=edges.tolist(), color=_FIRED, label="fired" if len(fired) else None)
     width = edges[1] - edges[0]
     silent = units["status"][rates == 0]
     bottom, never = 0, least - 4 * width
@@ -125,13 +128,13 @@ def unit_map(diagnosis: Diagnosis, ax: Axes | None = None) -> Axes:
         The axes; a site of fewer units than the widest ends earlier.
 
     Raises:
-        ConfigError: there are no units.
+        ConfigError: there are no units, or ``diagnosis`` is none.
         OutputError: matplotlib is not installed.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    records = [site for site in diagnosis.table.sites if site.num_units]
+    records = [site for site in _diagnosis(diagnosis).table.sites if site.num_units]
     if not records:
         raise ConfigError("there are no units to draw: no rectifier was observed.")
     axes = _axes(ax, height=1.2 + 0.28 * len(records))
@@ -150,6 +153,15 @@ def unit_map(diagnosis: Diagnosis, ax: Axes | None = None) -> Axes:
     handles = [Patch(color=STATUS_COLOURS[Status(status)], label=status.replace("_", " ")) for status in there]
     axes.legend(handles=handles, frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     return axes
+
+
+def _diagnosis(given: object) -> Diagnosis:
+    if not isinstance(given, Diagnosis):
+        raise ConfigError(
+            f"expected a Diagnosis, as relu_doctor.scan returns it, found {type(given).__name__}; of a monitor give "
+            "its diagnosis."
+        )
+    return given
 
 
 def _axes(ax: Axes | None, height: float = 4.0) -> Axes:

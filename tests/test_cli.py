@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import pytest
 import torch
 
 from relu_doctor import Diagnosis
+from relu_doctor.checkpoints.updates import steps_of
 from relu_doctor.demo.stories import STORIES
 from relu_doctor.demo.training import train_story
 from tests.commands import Result, call, one_sentence
@@ -184,6 +188,47 @@ def test_tensorboard_shows_the_verdict_at_the_step_of_the_checkpoint(run, runs, 
     assert [event.step for event in events.Tensors("relu_doctor/windows")] == steps
     assert events.Images("relu_doctor/map_of_units")[0].step == steps[-1]
     assert points[1].value > 0.2 > points[0].value
+
+
+def test_files_that_record_no_step_come_in_the_order_of_their_names_numbers(run, runs, tmp_path):
+    """For TensorBoard and in the page, in whatever order the shell gives them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    weights = [torch.load(path)["model_state_dict"] for path in runs["quietly_sick-mlp"]]
+    numbers = [100, 200, 1000]
+    files = [tmp_path / f"step{number}.pt" for number in numbers]
+    for path, state in zip(files, (weights[0], weights[0], weights[-1]), strict=True):
+        torch.save(state, path)
+    given = sorted(files, key=str)
+    assert given != files
+    page = tmp_path / "page.html"
+    options = ("--tensorboard", tmp_path / "tb", "--format", "html", "--output", page)
+    assert scan_mlp(run, *given, *options).code == 0
+    points = EventAccumulator(str(tmp_path / "tb")).Reload().Scalars("relu_doctor/dead_fraction")
+    assert [point.step for point in points] == numbers
+    assert points[2].value > 0.2 > points[1].value
+    packed = re.search(r'id="rd-data">([^<]*)', page.read_text("utf-8"))[1]
+    windows = json.loads(zlib.decompress(base64.b64decode(packed)))["timeline"]["windows"]
+    assert [window["last_step"] for window in windows] == numbers
+
+
+@pytest.mark.parametrize(
+    ("saved", "steps"),
+    [
+        ([("b.pt", 7, 1), ("a.pt", 3, 2)], [7, 3]),
+        ([("b.pt", 7, 1), ("a.pt", None, 2)], [1, 2]),
+        ([("c-100/m.pt", None, None), ("c-20/m.pt", None, None)], [100, 20]),
+        ([("epoch=1-step=90.pt", None, None), ("epoch=0-step=50.pt", None, None)], [90, 50]),
+        ([("loss=0.5-step9.pt", None, None), ("loss=0.4-step10.pt", None, None)], [9, 10]),
+        ([("last.pt", None, None), ("a10.pt", None, None), ("a9.pt", None, None)], [2, 1, 0]),
+        ([("step20.pt", 20, None), ("step3.pt", None, None)], [20, 3]),
+        ([("step20.pt", None, None)], [0]),
+        ([("a.pt", None, None), ("a.pt", None, None)], [0, 1]),
+    ],
+)
+def test_checkpoints_lie_on_one_scale(saved, steps):
+    """Recorded steps, recorded epochs, numbers in names, or places in natural order; never two of them mixed."""
+    assert steps_of(saved) == steps
 
 
 def test_objects_in_a_checkpoint_stay_inert_and_are_listed(run, runs, tmp_path):

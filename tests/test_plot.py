@@ -91,6 +91,28 @@ def test_the_dead_fraction_is_that_of_the_timeline(run):
         assert line.get_xdata().tolist() == [100, 200, 300, 400]
 
 
+def test_what_is_not_known_is_a_gap(diagnosis):
+    """A window whose units are all not finite is not drawn as a recovery to none dead."""
+    model = perceptron()
+    with torch.no_grad():
+        model[0].weight.fill_(torch.nan)
+    broken = relu_doctor.scan(model, torch.randn(100, 16))
+    axes = relu_doctor.plot.dead_fraction([(10, diagnosis), (20, broken), (30, diagnosis)])
+    lines = axes.get_lines()
+    assert len(lines) == 3
+    for line in lines:
+        assert np.isnan(line.get_ydata()).tolist() == [False, True, False]
+
+
+def test_what_never_fired_has_no_entry_for_what_did():
+    """The legend lists what is drawn."""
+    model = perceptron()
+    with torch.no_grad():
+        model[0].bias.fill_(-100)
+    axes = relu_doctor.plot.firing_rates(relu_doctor.scan(model, torch.randn(2000, 16)), site="1")
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["rare below", "dead"]
+
+
 def test_checkpoints_are_drawn_over_their_steps(diagnosis):
     """Pairs of a step and a diagnosis; into axes that are given."""
     _, own = plt.subplots()
@@ -108,6 +130,9 @@ def test_what_cannot_be_drawn_is_told_in_a_sentence(tmp_path):
         relu_doctor.plot.dead_fraction(tmp_path / "none")
     with pytest.raises(ConfigError, match="found int"):
         relu_doctor.plot.dead_fraction(7)
+    for draw in (relu_doctor.plot.unit_map, relu_doctor.plot.firing_rates):
+        with pytest.raises(ConfigError, match=r"expected a Diagnosis, as relu_doctor\.scan returns it, found int"):
+            draw(3)
 
 
 def test_names_are_drawn_as_they_are():

@@ -21,6 +21,8 @@ from relu_doctor.observe.sites import ActivationSite
 from relu_doctor.scanning import Observation
 
 _STANDING = 0.1  # of their norm: weight decay takes the rest where no gradient holds against it
+_COUNTED = ("step", "iter", "iteration", "epoch")  # what stands before the number that tells when a file was saved
+_MOST = 2**53  # beyond that a number in a name is no step
 _FAMILIES = {"adam-like": "Adam-like", "sgd": "SGD"}
 
 
@@ -163,6 +165,35 @@ def run_name(checkpoint: Checkpoint) -> str:
     """What the names of one run's checkpoints have in common: the file's name less its numbers."""
     words = re.split(r"[^A-Za-z]*\d+[^A-Za-z]*", checkpoint.path.stem)
     return "-".join(word for word in words if word) or "run"
+
+
+def steps_of(saved: Sequence[tuple[str, int | None, int | None]]) -> list[int]:
+    """When each of several checkpoints was saved, on one scale.
+
+    The scale is the first that is known of all: the step that the file records, its epoch, the number in which the
+    names differ, and the place among the names in natural order, in which 9 comes before 10.
+
+    Args:
+        saved: path, recorded step and recorded epoch of each, in any order.
+
+    >>> steps_of([("step100.pt", None, None), ("step1000.pt", None, None), ("step200.pt", None, None)])
+    [100, 1000, 200]
+    """
+    for recorded in ([step for _, step, _ in saved], [epoch for _, _, epoch in saved]):
+        known = [each for each in recorded if each is not None]
+        if len(known) == len(saved):
+            return known
+    parts = [re.split(r"(\d+)", path) for path, _, _ in saved]  # texts at even places, numbers at odd ones
+    if len(saved) > 1 and all(each[::2] == parts[0][::2] for each in parts):
+        columns = [place for place in range(1, len(parts[0]), 2) if len({int(each[place]) for each in parts}) > 1]
+        named = [place for word in _COUNTED for place in columns if re.search(rf"{word}\W*_?$", parts[0][place - 1])]
+        if named or len(columns) == 1:
+            numbers = [int(each[(named or columns)[0]]) for each in parts]
+            if max(numbers) < _MOST and len(set(numbers)) == len(numbers):
+                return numbers
+    keys = [[int(part) if place % 2 else part for place, part in enumerate(each)] for each in parts]
+    order = sorted(range(len(saved)), key=keys.__getitem__)
+    return [order.index(place) for place in range(len(saved))]
 
 
 def _same_run(one: Checkpoint, other: Checkpoint) -> bool:

@@ -66,10 +66,14 @@ def write_diagnoses(named: Sequence[tuple[str, Diagnosis]], output_format: Outpu
 
 
 def _page(named: Sequence[tuple[str, Diagnosis]]) -> str:
+    from relu_doctor.checkpoints.updates import steps_of
     from relu_doctor.reports.frames import Frame
     from relu_doctor.reports.page import build_page
 
-    frames = [Frame.of_diagnosis(diagnosis, _step(diagnosis, place)) for place, (_, diagnosis) in enumerate(named)]
+    sources = [diagnosis.table.coverage.source for _, diagnosis in named]
+    saved = [(name, source.get("step"), source.get("epoch")) for (name, _), source in zip(named, sources, strict=True)]
+    pairs = sorted(zip(steps_of(saved), (diagnosis for _, diagnosis in named), strict=True), key=lambda pair: pair[0])
+    frames = [Frame.of_diagnosis(diagnosis, step) for step, diagnosis in pairs]
     title = ", ".join(Path(name).name for name, _ in named[:3]) + (", …" if len(named) > 3 else "")
     return build_page(frames, title=title, command=command_line())
 
@@ -77,10 +81,3 @@ def _page(named: Sequence[tuple[str, Diagnosis]]) -> str:
 def command_line() -> str:
     """The command that is running, as a shell would read it."""
     return shlex.join(["relu-doctor", *sys.argv[1:]])
-
-
-def _step(diagnosis: Diagnosis, place: int) -> int:
-    """After which step the model was saved, else its place."""
-    source = diagnosis.table.coverage.source
-    step = source.get("step") if source.get("step") is not None else source.get("epoch")
-    return place if step is None else int(step)

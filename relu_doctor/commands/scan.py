@@ -209,7 +209,7 @@ def _request(
 
 def _write_tensorboard(scanned: list[ScannedCheckpoint], directory: Path) -> None:
     """Each run's checkpoints are its steps; several runs get a folder each, which TensorBoard shows as curves."""
-    from relu_doctor.checkpoints.updates import run_name
+    from relu_doctor.checkpoints.updates import run_name, steps_of
     from relu_doctor.reports.tensorboard import TensorBoardSink
 
     runs: dict[str, list[ScannedCheckpoint]] = {}
@@ -217,15 +217,10 @@ def _write_tensorboard(scanned: list[ScannedCheckpoint], directory: Path) -> Non
         runs.setdefault(run_name(each.checkpoint), []).append(each)
     for name, members in runs.items():
         with TensorBoardSink(directory if len(runs) == 1 else directory / name) as sink:
-            steps = [_step_of(each, place) for place, each in enumerate(members)]
+            saved = [each.checkpoint for each in members]
+            steps = steps_of([(str(each.path), each.step, each.epoch) for each in saved])
             for step, each in sorted(zip(steps, members, strict=True), key=lambda pair: pair[0]):
                 sink.write(each.diagnosis, step=step)
-
-
-def _step_of(scanned: ScannedCheckpoint, place: int) -> int:
-    """Its step in the run, or its epoch, or its place among those that were given."""
-    checkpoint = scanned.checkpoint
-    return next((known for known in (checkpoint.step, checkpoint.epoch) if known is not None), place)
 
 
 def _gate(scanned: list[ScannedCheckpoint], gate: Gate) -> int:

@@ -12,6 +12,7 @@ import platform
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from relu_doctor.numerals import percent, plural
 from relu_doctor.reports.frames import Frame
 from relu_doctor.reports.page_data import Part, parts_of
-from relu_doctor.reports.redaction import redacted, without_home
+from relu_doctor.reports.redaction import redacted, redacted_text, redacted_texts
 from relu_doctor.reports.words import plain_name, shorten
 
 WEB = Path(__file__).resolve().parent / "web"
@@ -28,6 +29,7 @@ _IMPORT = re.compile(r'^import \{(?P<names>[^}]*)\} from "\./(?P<file>[\w.]+)";\
 _EXPORT = re.compile(r"^export (?P<kind>(?:async )?(?:function|class|const)) (?P<name>[\w$]+)", re.MULTILINE)
 _PACKAGES = ("relu-doctor", "torch", "numpy")
 _MOST_ROWS = 300  # of a table
+_INPUT = ("Checkpoint: ", "Data: ")  # so begin the remarks that tell what was looked at
 
 
 class PageError(ValueError):
@@ -46,7 +48,7 @@ def build_page(
 
     Args:
         frames: the windows of a run, or scans, by ascending step.
-        title: what it is about: the name of the run or the file.
+        title: what it is about: the name of the run or the file; like all texts it loses homes and tokens.
         command: that made it, as a shell would read it or as words; what is secret is taken out.
         versions: of what was used; those of relu-doctor, torch, numpy and Python by default.
         made: how many windows the run had, where not all of them are here.
@@ -54,10 +56,10 @@ def build_page(
     Raises:
         PageError: there are no frames.
     """
-    kept = list(frames)
+    kept = [_shared(frame) for frame in frames]
     if not kept:
         raise PageError("expected at least one window to make a page of, found none.")
-    name = plain_name(without_home(title))
+    name = plain_name(redacted_text(title))
     parts = parts_of(kept, name, made)
     script, style = bundle(), (WEB / "style.css").read_text("utf-8")
     head = "; ".join(
@@ -85,6 +87,18 @@ def build_page(
             *(_block(part) for part in parts),
             f'<script type="module">{script}</script>\n</body>\n</html>\n',
         ]
+    )
+
+
+def _shared(frame: Frame) -> Frame:
+    """With texts that are fit to be shared: files and data are named in them."""
+    sites = [{**site, "note": redacted_text(site["note"])} if site.get("note") else site for site in frame.sites]
+    return replace(
+        frame,
+        verdict=redacted_texts(frame.verdict),
+        sites=sites,
+        findings=redacted_texts(frame.findings),
+        alerts=redacted_texts(frame.alerts),
     )
 
 
@@ -148,13 +162,14 @@ def _banner(title: str, last: Frame) -> str:
 def _tables(last: Frame) -> str:
     """Open where no script closes them."""
     findings = [
-        f"<tr><td>{_text(finding['code'])}</td><td>{_name(finding['site'])}</td><td>{_text(finding['title'])}</td>"
+        f'<tr><td class="code">{_text(finding["code"])}</td><td>{_name(finding["site"])}</td>'
+        f"<td>{_text(finding['title'])}</td>"
         f"<td>{_text(finding['evidence'])}</td><td>{_text(finding['advice'])}</td></tr>"
         for finding in last.findings
     ]
     sites = [
         f'<tr><td>{_name(site["name"])}</td><td>{_text(site["rectifier"])}</td><td class="number">{site["num_units"]:,}'
-        f'</td><td class="number">{site["dead"]:,}</td><td class="number">{_share(site)}</td>'
+        f'</td><td class="number">{_dead(site)}</td><td class="number">{_share(site)}</td>'
         f'<td class="number">{site["unproven"]:,}</td></tr>'
         for site in last.sites[:_MOST_ROWS]
     ]
@@ -167,8 +182,17 @@ def _tables(last: Frame) -> str:
     )
 
 
+def _dead(site: Mapping[str, Any]) -> str:
+    return f"{site['dead']:,}" if _known(site) else "–"
+
+
 def _share(site: Mapping[str, Any]) -> str:
-    return percent(site["dead"] / site["num_units"]) if site["can_die"] and site["num_units"] else "–"
+    return percent(site["dead"] / site["num_units"]) if site["can_die"] and _known(site) else "–"
+
+
+def _known(site: Mapping[str, Any]) -> bool:
+    """Whether of any unit is known whether it fired."""
+    return bool(site["num_units"] > site["non_finite"] + site["unobserved"])
 
 
 def _table(heads: Sequence[str], rows: Sequence[str], nothing: str) -> str:
@@ -181,12 +205,16 @@ def _table(heads: Sequence[str], rows: Sequence[str], nothing: str) -> str:
 def _footer(last: Frame, command: str | Sequence[str] | None, versions: Mapping[str, str]) -> str:
     told = last.verdict
     sure = "".join(f"<p>{_text(text)}</p>" for text in told["details"])
-    unseen = "".join(f"<li>{_text(text)}</li>" for text in told["remarks"])
+    remarks: tuple[list[str], list[str]] = ([], [])  # of what was seen, and of what was not
+    for text in told["remarks"]:
+        remarks[not text.startswith(_INPUT)].append(f"<li>{_text(text)}</li>")
+    given, unseen = ("".join(each) for each in remarks)
     made = f"<pre>{_text(plain_name(redacted(command)))}</pre>" if command else ""
     used = ", ".join(f"{name} {number}" for name, number in versions.items())
     return (
         '<footer class="plain">\n'
         + (f"<section><h2>How sure</h2>{sure}</section>\n" if sure else "")
+        + (f"<section><h2>Input</h2><ul>{given}</ul></section>\n" if given else "")
         + (f"<section><h2>What was not seen</h2><ul>{unseen}</ul></section>\n" if unseen else "")
         + f"<section><h2>Made by</h2>{made}<p>{_text(used)}</p></section>\n</footer>\n"
     )

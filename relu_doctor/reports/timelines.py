@@ -15,7 +15,7 @@ Row = dict[str, Any]
 UNKNOWN = 255  # in place of a status: the site was not there in that window
 _SITE = ("site_id", "name", "rectifier", "producer", "num_units", "can_die", "note")
 _COUNTS = (
-    *("dead", "unproven", "rare", "dormant", "saturated", "non_finite", "unobserved", "active"),
+    *("num_units", "dead", "unproven", "rare", "dormant", "saturated", "non_finite", "unobserved", "active"),
     *("deaths", "revivals"),
 )
 

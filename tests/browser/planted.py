@@ -48,6 +48,17 @@ def later(frame: Frame, windows: int) -> Frame:
     return replace(frame, span=moved)
 
 
+def broken(frame: Frame, place: int) -> Frame:
+    """The same frame with NaN in every unit of a site."""
+    site = frame.sites[place]
+    start = sum(each["num_units"] for each in frame.sites[:place])
+    status = frame.status.copy()
+    status[start : start + site["num_units"]] = STATUSES.index("non_finite")
+    none = dict.fromkeys(("dead", "unproven", "rare", "active", "deaths"), 0)
+    sites = [*frame.sites[:place], {**site, **none, "non_finite": site["num_units"]}, *frame.sites[place + 1 :]]
+    return replace(frame, status=status, sites=sites)
+
+
 def deaths(sizes: Sequence[int], windows: int, *, worst: float, peak: float, seed: int = 0) -> list[NDArray[Any]]:
     """Per site, the window in which each unit falls silent; ``windows`` for never."""
     random = np.random.default_rng(seed)
@@ -183,3 +194,17 @@ def write(log_dir: Path, run: Iterable[Frame]) -> None:
         event.summary.CopyFrom(Summary(value=records(frame)))
         writer.add_event(event)
     writer.close()
+
+
+def write_packed(log_dir: Path, run: Sequence[Frame], packed: Sequence[Any]) -> None:
+    """Frames as other bytes than their own: per frame what its ``pack()`` would give."""
+
+    class Told:
+        def __init__(self, frame: Frame, parts: Any) -> None:
+            self.span, self._parts = frame.span, parts
+
+        def pack(self) -> Any:
+            return self._parts
+
+    frames: Any = [Told(frame, parts) for frame, parts in zip(run, packed, strict=True)]
+    write(log_dir, frames)

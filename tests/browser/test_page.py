@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,72 @@ def test_a_single_scan_has_no_slider(tmp_path, watched):
     assert dead_units(view, 1) == dead_at(WINDOWS - 1, 1)
     assert not view.locator(".player").is_visible()
     assert view.locator(".wave").count() == 0
+
+
+def test_what_became_nan_has_not_recovered(tmp_path, watched):
+    """Its curves have a gap, and where a fraction would stand, a dash and the number of units that are not finite."""
+    path = tmp_path / "nan.html"
+    run = list(planted.frames(("a", "b"), (16, 16), 6, worst=1))
+    for window in (4, 5):
+        run[window] = planted.broken(run[window], 0)
+    run[5] = planted.broken(run[5], 1)
+    path.write_text(build_page(run, title="nan"), "utf-8")
+    view = watched().open_file(path)
+    ends = "line => Math.max(...line.getAttribute('d').match(/[ML][\\d.]+/g).map(at => Number(at.slice(1))))"
+    assert view.locator(".spark .line").nth(0).evaluate(ends) == pytest.approx(88 * 3 / 5, abs=0.1)
+    assert view.locator(".spark .line").nth(1).evaluate(ends) == pytest.approx(88 * 4 / 5, abs=0.1)
+    assert view.locator(".dead-line").evaluate(ends) < view.locator(".wave").evaluate("wave => wave.clientWidth") * 0.8
+    assert "– at last" in view.locator(".wave").get_attribute("aria-label")
+    assert view.locator(".verdict").inner_text().split("\n")[1:3] == ["– dead", "32 not finite"]
+    assert view.locator(".site").first.locator(".tally").inner_text().split() == ["–", "16", "not", "finite"]
+    assert view.locator("#relu-doctor-tables td.number").all_text_contents()[:4] == ["16", "–", "–", "0"]
+    view.locator("input.steps").fill("4")
+    view.get_by_text("16 not finite").first.wait_for()
+    assert view.locator(".site").nth(1).locator(".share").inner_text().endswith("%")
+
+
+def test_fractions_are_of_the_units_that_were_there(tmp_path, watched):
+    """A site that grows, and one that comes late: a window's fractions are of its own units."""
+    path = tmp_path / "grown.html"
+    *_, first = planted.frames(("a",), (10,), 4, worst=1, peak=0.1)
+    *_, second = planted.frames(("a", "late"), (40, 10), 4, worst=1, peak=0.1)
+    run = [replace(first, span={**first.span, "window": 0, "first_step": 1, "last_step": 50}), second]
+    path.write_text(build_page(run, title="grown"), "utf-8")
+    view = watched().open_file(path)
+    view.locator("input.steps").fill("0")
+    dead, rows = first.sites[0]["dead"], view.locator(".site")
+    share = f"{100 * dead / 10:.1f} %".replace("100.0", "100")
+    view.locator(".verdict").get_by_text(f"{share} dead").wait_for()
+    assert rows.first.locator(".tally").inner_text().split("\n") == [str(dead), share]
+    assert rows.nth(1).locator(".tally").inner_text().split("\n") == ["–", "not there"]
+    rows.nth(1).locator(".strip").hover(position={"x": 4, "y": 4})
+    view.locator(".tooltip").get_by_text("not there in this window").wait_for()
+
+
+@pytest.mark.parametrize(("sizes", "least", "most"), [((16,) * 45, 12, 14), ((400,) * 30, 9, 9), ((20_000, 64), 2, 5)])
+def test_squares_shrink_only_where_that_helps(tmp_path, watched, sizes, least, most):
+    """Many small sites keep squares that can be seen; a site of very many units is made to fit."""
+    path = tmp_path / "many.html"
+    *_, last = planted.frames([f"s{place}" for place in range(len(sizes))], sizes, 2)
+    path.write_text(build_page([last], title="many"), "utf-8")
+    view = watched().open_file(path)
+    assert least <= int(view.locator(".strip").first.get_attribute("data-cell")) <= most
+
+
+def test_long_names_and_narrow_windows_leave_codes_and_counts_whole(tmp_path, watched):
+    """No finding is wider than its list, no code is broken over lines, and a count of nothing can still be read."""
+    path = tmp_path / "long.html"
+    *_, last = planted.frames(["encoder" * 20], [64], 4, worst=1, peak=0.1)
+    path.write_text(build_page([last], title="long"), "utf-8")
+    view = watched().open_file(path)
+    fits = "card => card.scrollWidth <= card.clientWidth"
+    assert view.locator(".findings button").first.evaluate(fits)
+    assert view.locator("aside").evaluate(fits)
+    faint = "chip => [chip, chip.querySelector('.count')].map(each => getComputedStyle(each).opacity)"
+    assert view.locator(".chip.none").first.evaluate(faint) == ["1", "1"]
+    narrow = watched(java_script_enabled=False, viewport={"width": 420, "height": 700}).page
+    narrow.goto(path.as_uri())
+    words = (
+        "cell => { const range = new Range(); range.selectNodeContents(cell); return range.getClientRects().length; }"
+    )
+    assert narrow.locator("td.code").first.evaluate(words) == 1

@@ -236,6 +236,37 @@ def test_later_windows_come_by_themselves(tmp_path, serve, watched):
     assert [url.split("first=")[1] for url in page.asked[asked:] if "/status?" in url] == ["64&last=69"]
 
 
+def test_later_windows_leave_the_keyboard_where_it_is(tmp_path, serve, watched):
+    """The unit under the keys stays under them, and the boxes of the runs and statuses are not built anew."""
+    whole = list(planted.frames(NAMES, SIZES, 8))
+    for name in ("one", "two"):
+        planted.write(tmp_path / "logs" / name, whole[:6])
+    view = watched().open_tab(serve(tmp_path / "logs", "--reload_interval", "1"))
+    view.evaluate("document.querySelectorAll('.run input, .chip').forEach(each => { each.before = true; })")
+    strip = view.locator(".panel").nth(1).locator(".strip").nth(2)
+    strip.focus()
+    for _ in range(3):
+        strip.press("ArrowRight")
+    planted.write(tmp_path / "logs" / "two", whole[6:])
+    view.get_by_text("14 of 14 windows").wait_for(timeout=40_000)
+    assert view.evaluate("[...document.querySelectorAll('.strip')].indexOf(document.activeElement)") == len(NAMES) + 2
+    strip.press("ArrowRight")
+    assert "unit 4 of 300" in view.locator(".unseen[role=status]").inner_text()
+    assert view.evaluate("[...document.querySelectorAll('.run input, .chip')].every(each => each.before)")
+
+
+def test_a_run_of_which_nothing_can_be_read_is_not_hidden(tmp_path, serve, watched):
+    """Alone it has the page; beside others it has a line above them; each time the reason is told."""
+    frames = list(planted.frames(NAMES, SIZES, 2))
+    planted.write_packed(tmp_path / "logs" / "bad", frames, [(b"x", *frame.pack()[1:]) for frame in frames])
+    address = serve(tmp_path / "logs", "--reload_interval", "1")
+    view = watched().open_tab(address)
+    assert "Nothing of bad could be read: step 50: expected" in view.locator(".message").inner_text()
+    planted.write(tmp_path / "logs" / "good", frames)
+    view.wait_for_selector(".strip canvas", timeout=40_000)
+    assert "Nothing of bad could be read: step 50: expected" in view.locator(".top .note").inner_text()
+
+
 def test_without_windows_it_says_what_to_do(tmp_path, serve, watched):
     """An empty log directory gets the lines that fill it; a TensorBoard that has gone gets a sentence."""
     (tmp_path / "logs").mkdir()

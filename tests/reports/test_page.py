@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,29 @@ def test_hostile_text_ends_no_element():
     assert "<!--" not in page.split("<body>")[1]
     assert "\u202e" not in page
     assert page.count("</script>") == 1 + len(blocks(page))
+
+
+def test_no_text_shows_a_home_or_a_token():
+    """Neither what is read in the page nor the data in it, in the verdict, the findings, the alerts or the notes."""
+    told = "/home/ann/x, https://ann:abc@host/y?sig=abc, hf_abcdefghijkl"
+    frame = next(iter(planted.frames(NAMES, SIZES, 1)))
+    verdict = {**frame.verdict, "sentence": told, "remarks": [f"Checkpoint: {told}", f"Data: {told}", told]}
+    finding = {"code": "RD001", "site": "a", "title": told, "evidence": told, "advice": told, "units": [[0, 0]]}
+    frame = replace(
+        frame,
+        verdict=verdict,
+        findings=[finding],
+        alerts=[{"code": "RD001", "step": 1, "site": "a", "message": told}],
+        sites=[{**site, "note": told} for site in frame.sites],
+    )
+    page = build_page([frame], title=told)
+    for text in (page.split("rd-data")[0], blocks(page)["data"].decode()):
+        assert "~/x, https://[redacted]@host/y?[redacted]" in text
+        assert not re.search(r"\bann\b|sig=abc|hf_abc", text)
+    footer = page.split('<footer class="plain">')[1]
+    given, unseen = footer.split("<h2>Input</h2>")[1].split("<h2>What was not seen</h2>")
+    assert given.count("<li>") == 2
+    assert unseen.split("</section>")[0].count("<li>") == 1
 
 
 def test_firing_rates_keep_two_digits():

@@ -83,10 +83,8 @@ def test_all_windows_are_kept_unless_the_user_says_otherwise():
 
 def test_runs_tell_how_many_windows_there_are(ask):
     """Kept and made, first and last step."""
-    assert ask.json("runs") == {
-        "schema": 1,
-        "runs": [{"run": "run", "windows": WINDOWS, "made": WINDOWS, "first_step": 1, "last_step": 50 * WINDOWS}],
-    }
+    told = {"run": "run", "windows": WINDOWS, "made": WINDOWS, "first_step": 1, "last_step": 50 * WINDOWS}
+    assert ask.json("runs") == {"schema": 1, "runs": [{**told, "unreadable": []}]}
 
 
 def test_the_timeline_has_the_counts_of_every_window(ask):
@@ -176,20 +174,38 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_shown(tmp_path):
     frames = list(planted.frames(NAMES, SIZES, 3))
     packed = [frame.pack() for frame in frames]
     broken = [(packed[0][0][:-9], *packed[0][1:]), (packed[1][0], b"x", packed[1][2])]
-
-    class Told:
-        def __init__(self, frame: Frame, parts: Any) -> None:
-            self.span, self._parts = frame.span, parts
-
-        def pack(self) -> Any:
-            return self._parts
-
-    planted.write(
-        tmp_path / "run", [Told(frame, parts) for frame, parts in zip(frames, [*broken, packed[2]], strict=True)]
-    )
+    planted.write_packed(tmp_path / "run", frames, [*broken, packed[2]])
     told = Asking(tmp_path, frames).json("timeline?run=run")
     assert [window["last_step"] for window in told["windows"]] == [150]
     assert [text.split(":")[0] for text in told["unreadable"]] == ["step 50", "step 100"]
+
+
+def test_one_damaged_blob_leaves_the_rest_of_a_units_history(tmp_path):
+    """That window's numbers are null in the history and 255 in a column; asked for by themselves, it is said why."""
+    frames = list(planted.frames(NAMES, SIZES, 3))
+    packed = [frame.pack() for frame in frames]
+    header, status, sites = packed[1]
+    planted.write_packed(
+        tmp_path / "run", frames, [packed[0], (header, status, [sites[0], b"damaged", sites[2]]), packed[2]]
+    )
+    ask = Asking(tmp_path, frames)
+    told = ask.json("history?run=run&site=1&unit=0")
+    assert told["windows"] == [0, 1, 2]
+    assert told["status"] == [int(frame.status[3]) for frame in frames]
+    assert [rate is None for rate in told["firing_rate"]] == [False, True, False]
+    column = np.frombuffer(ask("column?run=run&window=1&column=mechanism").data, np.uint8)
+    assert set(column[3:43]) == {UNKNOWN}
+    assert column[43:].tolist() == frames[1].units[2]["mechanism"].tolist()
+    assert "error" in ask.json("numbers?run=run&window=1&site=1", code=500)
+
+
+def test_a_run_of_which_nothing_can_be_read_says_why(tmp_path):
+    """It is listed, without windows and with the first reason."""
+    frames = list(planted.frames(NAMES, SIZES, 2))
+    planted.write_packed(tmp_path / "run", frames, [(b"x", *frame.pack()[1:]) for frame in frames])
+    (row,) = Asking(tmp_path, frames).json("runs")["runs"]
+    assert row["windows"] == 0
+    assert row["unreadable"][0].startswith("step 50: expected")
 
 
 def test_later_windows_are_seen(ask):

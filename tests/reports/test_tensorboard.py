@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from relu_doctor.errors import ConfigError, OutputError
+from relu_doctor.errors import ConfigError, OutputError, ReLUDoctorWarning
 from relu_doctor.reports.frames import Frame, read_header
 from relu_doctor.reports.plugin.names import UNITS_TAG, WINDOWS_TAG
 from relu_doctor.reports.tensorboard import TensorBoardSink, findings_markdown, verdict_markdown
@@ -288,6 +288,39 @@ def test_a_resumed_run_takes_the_place_of_what_was_there(tmp_path):
         told = [round(value, 1) for _, value in points(events, "relu_doctor/lr")]
         assert told == ([0.1, 0.1, 0.2, 0.2] if own else [0.1, 0.1, 0.1, 0.1, 0.2, 0.2])
         assert own or points(events, "loss") == [(39, 1)]
+
+
+def test_two_open_sinks_in_one_directory_are_warned_of_and_lose_nothing(tmp_path):
+    """What the first one wrote is still there, and the directory is free again once both are closed."""
+    with TensorBoardSink(tmp_path) as first:
+        first(window_of(make_diagnosis(site("a", active=8)), 0, numbers={"lr": 0.1}))
+        with pytest.warns(ReLUDoctorWarning, match="another TensorBoardSink that is still open") as caught:
+            second = TensorBoardSink(tmp_path / ".." / tmp_path.name)
+        assert caught[0].filename == __file__
+        with second:
+            second(window_of(make_diagnosis(site("a", active=8)), 0, numbers={"lr": 0.2}))
+    told = sorted(round(value, 1) for _, value in points(events_of(tmp_path), "relu_doctor/lr"))
+    assert told == [0.1, 0.2]
+    TensorBoardSink(tmp_path).close()
+
+
+def test_scans_that_are_written_again_take_the_place_of_the_first(tmp_path):
+    """They do not pile up."""
+    for _ in range(2):
+        with TensorBoardSink(tmp_path) as sink:
+            for step in (100, 200):
+                sink.write(make_diagnosis(site("a", active=8)), step)
+    assert [step for step, _ in points(events_of(tmp_path), "relu_doctor/dead_fraction")] == [100, 200]
+
+
+def test_a_step_is_a_whole_number(tmp_path):
+    """Also one of numpy's; of anything else it is said in a sentence."""
+    with TensorBoardSink(tmp_path) as sink:
+        sink.write(make_diagnosis(site("a", active=8)), np.int64(3))
+        for step in ("7", 1.5, None):
+            with pytest.raises(ConfigError, match="step= expects a whole number, found"):
+                sink.write(make_diagnosis(site("a", active=8)), step)
+    assert [step for step, _ in points(events_of(tmp_path), "relu_doctor/dead_fraction")] == [3]
 
 
 def test_the_layout_names_tags_that_are_written(tmp_path):

@@ -14,7 +14,7 @@ from relu_doctor.reports.colours import STATUS_COLOURS
 from relu_doctor.reports.frames import Frame
 from relu_doctor.reports.tensorboard import TensorBoardSink
 from relu_doctor.reports.tensorboard.past import Past
-from relu_doctor.reports.tensorboard.pictures import picture_of_units, picture_over_time
+from relu_doctor.reports.tensorboard.pictures import picture_of_units, picture_over_time, told_of
 from relu_doctor.terms import Status
 from tests.builders import make_diagnosis, site
 from tests.reports.events import Dashboard
@@ -128,6 +128,19 @@ def test_pictures_stay_small_and_readable():
         assert image.height <= 3000
         assert len(file.getvalue()) < 200_000
         assert Image.open(io.BytesIO(file.getvalue())).size == image.size
+
+
+def test_what_was_lost_before_a_network_diverged_is_drawn():
+    """The picture asks all windows, and says of the last one that nothing is known."""
+    sick, broken = make_diagnosis(site("a", negative_bias=3, active=5)), make_diagnosis(site("a", non_finite=8))
+    past = Past()
+    frames = [Frame.of_diagnosis(diagnosis, step) for step, diagnosis in enumerate((sick, broken))]
+    for frame in frames:
+        past.add(frame)
+    assert past.losses(frames[-1].sites) == [(3 / 8, 0)]
+    assert colours_in(picture_over_time(frames[-1], past))[Status.DEAD]
+    assert told_of(frames[0].sites[0]) == "3 of 8 dead"
+    assert told_of(frames[1].sites[0]) == "8 not finite"
 
 
 def test_the_past_is_thinned_and_keeps_both_ends():

@@ -143,7 +143,8 @@ class ReLUDoctorPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no 
             raise BadRequestError(f"expected a column of {', '.join(dict(COLUMNS))}, found {name[:100]!r}.")
         run = self._run(request)
         kept = run.window(index)
-        numbers = self.records.numbers(_experiment(request)[0], run, [(kept, site) for site, _ in kept.summary.sites])
+        wanted = [(kept, site) for site, _ in kept.summary.sites]
+        numbers = self.records.numbers(_experiment(request)[0], run, wanted, strict=False)
         return _bytes(request, whole_column(run, kept, name, numbers))
 
     def _window(self, request: wrappers.Request) -> wrappers.Response:
@@ -162,7 +163,8 @@ class ReLUDoctorPlugin(TBPlugin):  # type: ignore[misc]  # TensorBoard ships no 
         if unit >= row["num_units"]:
             raise NotFoundError(f"expected a unit from 0 to {row['num_units'] - 1}, found {unit}.")
         wanted = [(run.windows[place], row["site_id"]) for place in windows_of(run, site, unit)]
-        return _json(request, history(run, site, unit, self.records.numbers(_experiment(request)[0], run, wanted)))
+        numbers = self.records.numbers(_experiment(request)[0], run, wanted, strict=False)
+        return _json(request, history(run, site, unit, numbers))
 
 
 def _experiment(request: wrappers.Request) -> tuple[Any, str]:

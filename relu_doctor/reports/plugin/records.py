@@ -122,7 +122,7 @@ class Records:
         self._pool = ThreadPoolExecutor(_AT_ONCE, "relu_doctor")
 
     def summaries(self, context: Any, experiment: str) -> list[Row]:
-        """Per run: ``run``, ``windows`` (kept), ``made``, ``first_step`` and ``last_step``."""
+        """Per run: ``run``, ``windows`` (kept), ``made``, ``first_step``, ``last_step``, ``unreadable`` (first)."""
         found = []
         for name, stamp in sorted(self._stamps(context, experiment).items()):
             with self._lock:
@@ -156,16 +156,19 @@ class Records:
                 self._runs.popitem(last=False)
         return run
 
-    def numbers(self, context: Any, run: Run, wanted: Iterable[tuple[Kept, str]]) -> Iterator[Columns | None]:
+    def numbers(
+        self, context: Any, run: Run, wanted: Iterable[tuple[Kept, str]], *, strict: bool = True
+    ) -> Iterator[Columns | None]:
         """The columns of sites in windows, one after another; None where they are not kept.
 
         Args:
             context: TensorBoard's.
             run: whose windows they are.
             wanted: windows and ``site_id``.
+            strict: False gives None, too, for what cannot be read, so that one damaged blob does not hide the others.
 
         Raises:
-            FrameError: what is kept cannot be read.
+            FrameError: what is kept cannot be read, and ``strict``.
         """
         places = [(kept, site_id, *self._place(run, kept, site_id)) for kept, site_id in wanted]
         blobs = {key: self._pool.submit(self._blob, context, key) for _, _, key, _ in places if key is not None}
@@ -174,10 +177,13 @@ class Records:
             if blob is None:
                 yield None
                 continue
-            pieces = split_blob(blob)
-            if place >= len(pieces):
-                raise FrameError(f"expected the numbers of {place + 1} sites, found those of {len(pieces)}.")
-            yield read_numbers(pieces[place], dict(kept.summary.sites)[site_id])
+            try:
+                columns = _columns(blob, place, dict(kept.summary.sites)[site_id])
+            except FrameError:
+                if strict:
+                    raise
+                columns = None
+            yield columns
 
     @staticmethod
     def _place(run: Run, kept: Kept, site_id: str) -> tuple[str | None, int]:
@@ -248,6 +254,7 @@ class Records:
             "made": len(run.windows) if last is None else max(int(last) + 1, len(run.windows)),
             "first_step": run.windows[0].summary.told["first_step"] if run.windows else None,
             "last_step": run.windows[-1].summary.told["last_step"] if run.windows else None,
+            "unreadable": list(run.unreadable[:1]),
         }
 
 
@@ -274,6 +281,18 @@ def split_blob(blob: bytes) -> list[bytes]:
     if start + sum(lengths) != len(blob):
         raise FrameError(f"expected {start + sum(lengths):,} bytes of numbers, found {len(blob):,}.")
     return [blob[first:last] for first, last in pairwise(accumulate(lengths, initial=start))]
+
+
+def _columns(blob: bytes, place: int, units: int) -> Columns:
+    """The numbers of one of the sites that share a blob.
+
+    Raises:
+        FrameError: they cannot be read.
+    """
+    pieces = split_blob(blob)
+    if place >= len(pieces):
+        raise FrameError(f"expected the numbers of {place + 1} sites, found those of {len(pieces)}.")
+    return read_numbers(pieces[place], units)
 
 
 def _kept(step: int, values: Any, known: Kept | None) -> Kept:

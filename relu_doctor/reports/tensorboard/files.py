@@ -7,13 +7,14 @@ import socket
 import struct
 import threading
 import time
+import warnings
 from collections import deque
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from relu_doctor.errors import OutputError
+from relu_doctor.errors import OutputError, ReLUDoctorWarning
 from relu_doctor.reports.tensorboard.checksums import masked_crc32c
 from relu_doctor.text import clean_text
 
@@ -25,6 +26,7 @@ SUFFIX = ".relu_doctor"  # of our event files
 _MOST_PENDING = 64 << 20  # bytes that wait for a disk; what comes beyond is left out
 _PATIENCE = 10.0  # seconds at the close
 _NUMBERS = count()
+_OPEN: list[Path] = []  # directories in which a file of this process is open, once for each file
 
 
 class Events(Protocol):
@@ -62,7 +64,8 @@ class EventFile:
         log_dir: made where it is missing.
 
     Attributes:
-        is_alone: no other program has written event files into this directory; ``has_earlier`` ones are ours.
+        is_alone: no other program has written event files into this directory, and no other file of ours is open in
+            it, which is warned of; ``has_earlier`` ones are ours.
 
     Raises:
         OutputError: it cannot be written.
@@ -70,6 +73,15 @@ class EventFile:
 
     def __init__(self, log_dir: Path) -> None:
         self._log_dir = log_dir
+        self._place = log_dir.resolve()
+        live = self._place in _OPEN
+        if live:
+            warnings.warn(
+                f"'{clean_text(log_dir, 2000)}' is being written to by another TensorBoardSink that is still open, so "
+                "that TensorBoard shows both as one run; close that one, or give each a directory of its own.",
+                ReLUDoctorWarning,
+                stacklevel=4,
+            )
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
             others = [path.name for path in log_dir.iterdir() if "tfevents" in path.name]
@@ -78,7 +90,7 @@ class EventFile:
         except OSError as error:
             raise self._cannot(error) from error
         self.has_earlier = bool(others)
-        self.is_alone = all(name.endswith(SUFFIX) for name in others)
+        self.is_alone = all(name.endswith(SUFFIX) for name in others) and not live
         self._size = 0  # bytes of whole records
         self._pending: deque[bytes] = deque()  # events
         self._weight = 0  # bytes of them, and of the one that is being written
@@ -92,6 +104,7 @@ class EventFile:
             raise self._cannot(error) from error
         self._thread = threading.Thread(target=self._work, name="relu_doctor events", daemon=True)
         self._thread.start()
+        _OPEN.append(self._place)
 
     def add(self, event: Event) -> None:
         """See :class:`Events`."""
@@ -114,6 +127,8 @@ class EventFile:
     def close(self) -> None:
         """See :class:`Events`; a disk that hangs is not waited for longer than ten seconds."""
         with self._news:
+            if not self._closed:
+                _OPEN.remove(self._place)
             self._closed = True
             self._news.notify_all()
         self._thread.join(_PATIENCE)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from relu_doctor.reports.frames import Frame
+from relu_doctor.reports.frames import STATUSES, Frame
+from relu_doctor.terms import Status
 
 _MOST = 512  # windows; beyond, every second one is left out
 UNKNOWN = 255  # the site was not known yet
+_LOST = [STATUSES.index(Status.DEAD.value), STATUSES.index(Status.UNPROVEN.value)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,18 @@ class Past:
                 if stop - start == site["num_units"]:
                     history[:, column] = status[start:stop]
         return found
+
+    def losses(self, sites: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        """Of each site the largest dead and the largest unproven fraction that it had in one window."""
+        found = np.zeros((len(sites), len(_LOST)))
+        for moment in self._moments:
+            status = np.frombuffer(zlib.decompress(moment.status), np.uint8)
+            for place, site in enumerate(sites):
+                start, stop = moment.places.get(site["site_id"], (0, 0))
+                if stop - start == site["num_units"] > 0:
+                    numbers = np.bincount(status[start:stop], minlength=len(STATUSES))[_LOST]
+                    found[place] = np.maximum(found[place], numbers / site["num_units"])
+        return [(dead, unproven) for dead, unproven in found.tolist()]
 
     def _keep(self, frame: Frame) -> None:
         stops = np.cumsum([0, *(site["num_units"] for site in frame.sites)], dtype=int).tolist()

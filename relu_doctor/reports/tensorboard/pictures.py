@@ -60,17 +60,22 @@ def picture_of_units(frame: Frame) -> Image:
 
 
 def picture_over_time(frame: Frame, past: Past) -> Image | None:
-    """The worst sites, each a panel: its units over the windows of the run; ``None`` where there is one window."""
+    """The worst sites, each a panel: its units over the windows of the run; ``None`` where there is one window.
+
+    Those are the sites that had lost most in any window: a network that diverges in the end shows what it had lost.
+    """
     steps = past.steps
-    worst = [frame.sites[place] for place in worst_of(frame, _MOST_PANELS)]
-    sites = [site for site in worst if site["dead"] or site["unproven"]]
+    mortal = [site for site in frame.sites if site["can_die"] and site["num_units"]]
+    losses = past.losses(mortal)
+    order = sorted(range(len(mortal)), key=losses.__getitem__, reverse=True)[:_MOST_PANELS]
+    sites = [mortal[place] for place in order if any(losses[place])]
     if len(steps) < 2 or not sites:
         return None
     panels = [(site, _sorted(history)) for site, history in zip(sites, past.of(sites), strict=True)]
     heights = [min(max(len(units) * 2, _SHORTEST), _TALLEST) for _, units in panels]
     sheet = _Sheet(_TOP + sum(heights) + 3 * _GAP * len(heights) + _EDGE)
     told = f"{plural(len(steps), 'window')}; units sorted by when they fell silent for good"
-    sheet.head("The worst sites over time", told, frame, np.concatenate([units[:, -1] for _, units in panels]))
+    sheet.head("The worst sites over time", told, frame, _known(np.concatenate([units[:, -1] for _, units in panels])))
     top = _TOP
     for (site, units), height in zip(panels, heights, strict=True):
         sheet.label(top, height, site)
@@ -129,9 +134,7 @@ class _Sheet:
         while width > 8 and self._draw.textlength(shorten(name, width), font=_font(13)) > _NAMES - 12:
             width -= 1
         self._write(_EDGE, middle, shorten(name, width))
-        dead, unproven, units = site["dead"], site["unproven"], site["num_units"]
-        told = f"{dead:,} of {units:,} dead" if site["can_die"] else f"{units:,} units, cannot die"
-        self._write(_EDGE + _NAMES + _STRIP + 12, middle, f"{told}, {unproven:,} unproven" if unproven else told)
+        self._write(_EDGE + _NAMES + _STRIP + 12, middle, told_of(site))
 
     def axis(self, top: int, steps: Sequence[int]) -> None:
         """First, middle and last step under a panel."""
@@ -145,6 +148,21 @@ class _Sheet:
         text = _drawable(text)
         self._draw.text((left, top), text, fill=shade, font=_font(size))
         return round(self._draw.textlength(text, font=_font(size)))
+
+
+def told_of(site: Mapping[str, Any]) -> str:
+    """What a site has lost, and of how many units that is not known; there is room for two numbers.
+
+    >>> told_of({"num_units": 8, "dead": 0, "unproven": 0, "unobserved": 0, "non_finite": 8, "can_die": True})
+    '8 not finite'
+    """
+    units = site["num_units"]
+    told = f"{site['dead']:,} of {units:,} dead" if site["can_die"] else f"{units:,} units, cannot die"
+    words = {"non_finite": "not finite", "unobserved": "not observed", "unproven": "unproven"}
+    more = [f"{site[status]:,} {word}" for status, word in words.items() if site[status]]
+    if units and site["non_finite"] + site["unobserved"] == units:
+        return ", ".join(more)
+    return ", ".join([told, *more[:1]])
 
 
 @cache
@@ -180,6 +198,11 @@ def _strip(status: Pixels, cell: int) -> Pixels:
     filled[: len(status)] = status
     tall = _LINE if rows == 1 else cell
     return filled.reshape(rows, columns).repeat(tall, axis=0).repeat(cell, axis=1)
+
+
+def _known(status: Pixels) -> Pixels:
+    known: Pixels = status[status != UNKNOWN]
+    return known
 
 
 def _sorted(history: Pixels) -> Pixels:

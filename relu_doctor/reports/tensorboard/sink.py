@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -56,7 +57,8 @@ class TensorBoardSink:
 
     Files of its own are written by a thread, so that a run does not wait for the disk; what that thread could not write
     is told with the next window, or at the close. A run that is resumed in a directory where nobody else writes takes
-    the place of what was written there from its first step on.
+    the place of what was written there from its first step on, and so do scans that are written again. Two sinks that
+    are open in one directory are warned of, and neither takes the other's place: give each run a directory of its own.
 
     Args:
         target: a directory, which is made where it is missing; or an open ``SummaryWriter`` of
@@ -97,15 +99,24 @@ class TensorBoardSink:
         self._events: Events | None = _open(target)
 
     def write(self, diagnosis: Diagnosis, step: int) -> None:
-        """Write one diagnosis at a training step, and wait until it is written.
+        """Write one diagnosis at a training step, a whole number, and wait until it is written.
 
         Raises:
+            ConfigError: ``step`` is no whole number.
             OutputError: the event file cannot be written.
             ValueError: the sink is closed.
         """
         events = self._opened()
+        try:
+            place = index(step)
+        except TypeError as error:
+            raise ConfigError(
+                f"step= expects a whole number, found {clean_text(repr(step))}; give the training step that the "
+                "diagnosis is of."
+            ) from error
         self._settings.saw_scan(diagnosis)
-        self._add(events, Frame.of_diagnosis(diagnosis, step), diagnosis, time.time())
+        self._take_place(events, place)
+        self._add(events, Frame.of_diagnosis(diagnosis, place), diagnosis, time.time())
         events.settle()
 
     def __call__(self, window: Window) -> None:
@@ -119,8 +130,7 @@ class TensorBoardSink:
         self._settings.saw_rate(window.numbers.get("lr"))
         self._settings.saw(window.about)
         try:
-            if self._last is None and isinstance(events, EventFile) and events.is_alone and events.has_earlier:
-                events.add(_restart(window.first_step))
+            self._take_place(events, window.first_step)
             self._add(events, Frame.of_window(window), window.diagnosis, window.closed)
         except OutputError:
             self._told = True
@@ -156,6 +166,11 @@ class TensorBoardSink:
         if self._events is None:
             raise ValueError("expected an open TensorBoardSink, found a closed one; write inside its with block.")
         return self._events
+
+    def _take_place(self, events: Events, step: int) -> None:
+        """With the first thing that is written: of what was written by earlier sinks, from its step on."""
+        if self._last is None and isinstance(events, EventFile) and events.is_alone and events.has_earlier:
+            events.add(_restart(step))
 
     def _add(self, events: Events, frame: Frame, diagnosis: Diagnosis, when: float) -> None:
         worst = self._numbers.meet(frame, diagnosis)

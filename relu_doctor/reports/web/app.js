@@ -1,12 +1,12 @@
 // The whole page: which runs are shown, what follows from the reader's choices, and what to say when there is nothing.
 
 import { Controls } from "./controls.js";
-import { fill, h } from "./dom.js";
+import { fill, h, setText } from "./dom.js";
 import { Findings, keyOf } from "./findings.js";
 import { askedSite, watchAsked, watchTheme } from "./host.js";
 import { Inspector } from "./inspector.js";
 import { colourUnits, dimOthers } from "./looks.js";
-import { failed, nothingYet } from "./messages.js";
+import { failed, nothingRead, nothingYet, unreadWords } from "./messages.js";
 import { Panel } from "./panel.js";
 import { Player } from "./player.js";
 import { State, continues } from "./state.js";
@@ -27,7 +27,8 @@ export class App {
     this.findings = new Findings((finding) => this.#highlight(finding));
     this.stage = h("div", { class: "panels" });
     this.aside = h("aside", { "aria-label": "Findings and unit" }, this.inspector.card.element, this.findings.element);
-    this.top = h("div", { class: "top" }, this.controls.runs, this.player.element, this.controls.element);
+    this.unread = h("p", { class: "note", role: "status", hidden: true });
+    this.top = h("div", { class: "top" }, this.controls.runs, this.unread, this.player.element, this.controls.element);
     this.body = h("div", { class: "body" }, this.stage, this.aside);
     this.message = h("div", { class: "message", role: "status" });
     fill(root, this.top, this.body, this.message, this.inspector.tooltip.element, this.inspector.tooltip.spoken);
@@ -71,11 +72,15 @@ export class App {
   // ---- which runs
 
   async #look() {
-    const runs = (await this.source.runs()).filter((run) => run.windows > 0);
+    const all = await this.source.runs();
+    const runs = all.filter((run) => run.windows > 0);
+    const unread = all.filter((run) => !run.windows && run.unreadable?.length);
     if (!runs.length) {
-      this.#say(...nothingYet());
+      this.#say(...(unread.length ? nothingRead(unread) : nothingYet()));
       return;
     }
+    setText(this.unread, unreadWords(unread).join(" "));
+    this.unread.hidden = !unread.length;
     const { state } = this;
     const grown = runs.filter((run) => {
       const known = state.runs.find((each) => each.run === run.run);
@@ -152,6 +157,7 @@ export class App {
     const range = [Math.min(...shown.map((timeline) => timeline.windows[0].first_step)), steps.at(-1)];
     const same = this.range && this.range[0] === range[0] && this.range[1] === range[1];
     this.range = range;
+    const held = this.#held();
     for (const timeline of shown) {
       const before = this.panels.get(timeline.run);
       if (before?.timeline === timeline && same) continue;
@@ -162,7 +168,9 @@ export class App {
     }
     this.#say("");
     this.controls.describe(shown);
-    fill(this.stage, shown.map((timeline) => this.panels.get(timeline.run).element));
+    const elements = shown.map((timeline) => this.panels.get(timeline.run).element);
+    if (elements.some((element, place) => this.stage.children[place] !== element)) fill(this.stage, elements);
+    this.panels.get(held?.run)?.hold(held);
     this.stage.classList.toggle("several", shown.length > 1);
     const place = steps.findLastIndex((step) => step <= before);
     const position = follow || !started ? steps.length - 1 : Math.max(place, 0);
@@ -171,6 +179,15 @@ export class App {
     else this.#activate();
     this.#schedule();
     if (!started) setTimeout(() => this.#revealAsked(), SETTLED); // the strips have their heights
+  }
+
+  /** Which run's panel has the keyboard, and where in it: a panel that takes its place takes that over. */
+  #held() {
+    for (const panel of this.panels.values()) {
+      const held = panel.held();
+      if (held) return { run: panel.name, ...held };
+    }
+    return null;
   }
 
   /** Shows the site that TensorBoard's address asks for. */

@@ -31,6 +31,9 @@ export class Controls {
     this.tools = h("div", { class: "tools" }, this.site, this.cause, this.colour, zoom(-1, "Smaller units", "−"), zoom(1, "Larger units", "+"));
     this.element = h("div", { class: "controls" }, this.legend, this.tools);
     this.chips = new Map();
+    this.boxes = new Map(); // of the runs, by name
+    this.summary = h("summary", {});
+    this.built = new Map();
     state.on(["runs", "chosen", "active"], () => this.#showRuns());
     state.on(["dark"], () => this.#swatches());
     state.on(["hidden"], () => this.#pressed());
@@ -41,11 +44,13 @@ export class Controls {
     const comes = (timeline, status) => timeline.counts[status]?.some((window) => window.some((count) => count > 0));
     const statuses = new Set(timelines.flatMap((timeline) => timeline.statuses.filter((status) => ALWAYS.has(status) || comes(timeline, status))));
     const causes = [...new Set(timelines.flatMap((timeline) => timeline.mechanisms))].filter(Boolean);
+    const listed = LISTED.filter((each) => statuses.has(each));
+    if (!this.#changed("described", [listed, causes])) return;
     const options = causes.map((cause) => h("option", { value: cause }, `Cause: ${plainMechanism(cause)}`));
     fill(this.cause, h("option", { value: "" }, "Any cause"), options);
     this.cause.value = this.state.mechanism;
     this.chips.clear();
-    for (const status of LISTED.filter((each) => statuses.has(each))) {
+    for (const status of listed) {
       const count = h("span", { class: "count" });
       const swatch = h("canvas", { class: "swatch", "aria-hidden": "true" });
       const chip = h(
@@ -86,19 +91,30 @@ export class Controls {
   }
 
   #showRuns() {
-    const { runs, chosen } = this.state;
-    const choices = runs.map((run) => {
-      const box = h("input", { type: "checkbox", onchange: () => this.#choose(run.run, box.checked) });
-      box.checked = chosen.includes(run.run);
-      return h("label", { class: "run" }, box, named(run.run, 36));
-    });
-    this.runs.hidden = runs.length < 2;
+    const names = this.state.runs.map((run) => run.run);
+    if (this.#changed("listed", names)) this.#listRuns(names);
+    for (const [name, box] of this.boxes) box.checked = this.state.chosen.includes(name);
+    setText(this.summary, `${whole(this.state.chosen.length)} of ${whole(names.length)} runs`);
+  }
+
+  #listRuns(names) {
+    const held = [...this.boxes].find(([, box]) => box === document.activeElement)?.[0];
     const open = this.runs.querySelector("details")?.open ?? false;
-    if (runs.length <= MOST_CHIPS) fill(this.runs, choices);
-    else {
-      const summary = h("summary", {}, `${whole(chosen.length)} of ${whole(runs.length)} runs`);
-      fill(this.runs, h("details", { class: "menu", open }, summary, h("div", { class: "list" }, choices)));
-    }
+    this.boxes = new Map(
+      names.map((name) => [name, h("input", { type: "checkbox", onchange: (event) => this.#choose(name, event.target.checked) })]),
+    );
+    const choices = [...this.boxes].map(([name, box]) => h("label", { class: "run" }, box, named(name, 36)));
+    this.runs.hidden = names.length < 2;
+    if (names.length <= MOST_CHIPS) fill(this.runs, choices);
+    else fill(this.runs, h("details", { class: "menu", open }, this.summary, h("div", { class: "list" }, choices)));
+    this.boxes.get(held)?.focus({ preventScroll: true });
+  }
+
+  /** Whether a list is another than when it was last built: what is built anew loses the keyboard. */
+  #changed(name, list) {
+    const before = this.built.get(name);
+    this.built.set(name, JSON.stringify(list));
+    return before !== this.built.get(name);
   }
 
   #choose(run, on) {

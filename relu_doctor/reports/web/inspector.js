@@ -1,6 +1,7 @@
 // The unit that is looked at: under the pointer or the keys, and the one that was picked.
 
 import { Tooltip, UnitCard, facts } from "./unit.js";
+import { statusOf } from "./words.js";
 
 const ASKED_AFTER = 45; // milliseconds that the pointer must rest
 
@@ -18,7 +19,7 @@ export class Inspector {
     this.hovered = [panel, place, unit, point, speak];
     const { timeline, window } = panel;
     const site = timeline.sites[place];
-    const status = timeline.statuses[panel.map.picture.status?.[site.start + unit]] ?? "unobserved";
+    const status = statusOf(timeline, panel.map.picture.status?.[site.start + unit]);
     const show = (pairs) => this.tooltip.show(point, site, unit, status, pairs, this.state.dark, speak);
     const key = `${panel.name} ${place} ${window}`;
     const known = this.near?.key === key;

@@ -1,12 +1,16 @@
 // The network as a column of sites in forward order, each a strip of its units coloured by status.
 
 import { fill, h, named, printable, s, setText } from "./dom.js";
+import { ofSite, stretches } from "./fractions.js";
 import { BASE, SHADES, spritesFor, steady } from "./palette.js";
 import { Strip } from "./strip.js";
 import { percent, plural, whole } from "./words.js";
 
-const CELLS = [2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20];
+const CELLS = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20];
 const LARGEST_FIT = 14; // larger ones only when asked for
+const SMALLEST_FIT = 9; // smaller ones only where a site has very many units, or when asked for
+const VERY_MANY = 2000;
+const ROW = { least: 36, beside: 14 }; // height of a site's label and tally, and the space around them
 const SPARK = { width: 88, height: 22 };
 const MOST_POINTS = 120; // of a small curve
 
@@ -53,30 +57,33 @@ export class SiteMap {
     strip.element.setAttribute("role", "application"); // arrow keys are its own
     strip.element.setAttribute("aria-roledescription", "map of units");
     strip.element.setAttribute("aria-label", `${printable(site.name).slice(0, 200)}, ${plural(site.num_units, "unit")}`);
-    const row = { site, place, strip, dead, share, element, now: spark.lastChild, focused: 0, last: -1 };
+    const row = { site, place, strip, dead, share, element, now: spark.lastChild, focused: 0 };
     this.#listen(row);
     return row;
   }
 
   /** Dead fraction over the run, as a curve as small as a word. */
   #curve(place) {
-    const { counts, windows, sites } = this.timeline;
+    const { windows } = this.timeline;
     const every = Math.max(1, Math.ceil(windows.length / MOST_POINTS));
     const points = [];
     for (let window = 0; window < windows.length; window += every) points.push(window);
     if (points.at(-1) !== windows.length - 1) points.push(windows.length - 1);
-    const x = (window) => (windows.length > 1 ? (window / (windows.length - 1)) * SPARK.width : SPARK.width);
-    const y = (window) => {
-      const silent = counts.dead[window][place] + counts.unproven[window][place];
-      return SPARK.height - 1 - (silent / Math.max(1, sites[place].num_units)) * (SPARK.height - 2);
-    };
-    const line = points.map((window) => `${x(window).toFixed(1)} ${y(window).toFixed(1)}`).join("L");
+    const last = windows.length - 1;
+    const x = (window) => (window < 0 ? 0 : last > 0 ? (window / last) * SPARK.width : SPARK.width);
+    const silent = new Map(points.map((window) => [window, ofSite(this.timeline, window, place).silent]));
+    const y = (window) => SPARK.height - 1 - silent.get(window) * (SPARK.height - 2);
+    const lines = stretches(points, (window) => silent.get(window) !== null).map((known) => {
+      const left = x(known[0] - every).toFixed(1); // so that a window alone is seen too
+      const curve = known.map((window) => `${x(window).toFixed(1)} ${y(window).toFixed(1)}`);
+      return { left, right: x(known.at(-1)).toFixed(1), path: [`${left} ${y(known[0]).toFixed(1)}`, ...curve].join("L") };
+    });
     const box = { viewBox: `0 0 ${SPARK.width} ${SPARK.height}`, preserveAspectRatio: "none" };
     return s(
       "svg",
       box,
-      s("path", { class: "area", d: `M0 ${SPARK.height}L${line}L${SPARK.width} ${SPARK.height}Z` }),
-      s("path", { class: "line", d: `M${line}` }),
+      s("path", { class: "area", d: lines.map(({ path, left, right }) => `M${left} ${SPARK.height}L${path}L${right} ${SPARK.height}Z`).join("") }),
+      s("path", { class: "line", d: lines.map(({ path }) => `M${path}`).join("") }),
     );
   }
 
@@ -194,11 +201,14 @@ export class SiteMap {
   }
 
   #cell(width) {
-    const fits = (cell) =>
-      this.timeline.sites.reduce((sum, site) => sum + Math.max(36, Strip.rows(site.num_units, width, cell) * cell) + 14, 0);
-    const room = Math.max(560, innerHeight * 1.1);
+    const { sites } = this.timeline;
+    const height = (cell) =>
+      sites.reduce((sum, site) => sum + Math.max(ROW.least, Strip.rows(site.num_units, width, cell) * cell) + ROW.beside, 0);
+    // Many sites have to be scrolled through whatever the size: smaller squares would not make their labels smaller.
+    const room = Math.max(560, innerHeight * 1.1, 1.25 * sites.length * (ROW.least + ROW.beside));
+    const least = sites.some((site) => site.num_units >= VERY_MANY) ? 1 : CELLS.indexOf(SMALLEST_FIT);
     let place = CELLS.indexOf(LARGEST_FIT);
-    while (place > 1 && fits(CELLS[place]) > room) place--;
+    while (place > least && height(CELLS[place]) > room) place--;
     return CELLS[Math.min(Math.max(place + this.zoom, 0), CELLS.length - 1)];
   }
 
@@ -235,15 +245,11 @@ export class SiteMap {
   #tell(row, window) {
     if (!row.strip.tiles.some((tile) => tile.visible)) return;
     row.now.style.transform = this.now;
-    const { counts } = this.timeline;
-    const dead = counts.dead[window][row.place];
-    const unproven = counts.unproven[window][row.place];
-    const key = dead * 1e7 + unproven;
-    if (row.last === key) return;
-    row.last = key;
-    setText(row.dead, row.site.can_die === false ? "–" : whole(dead));
-    setText(row.share, row.site.can_die === false ? "cannot die" : share(dead, unproven, row.site.num_units));
-    row.element.classList.toggle("struck", dead > 0);
+    const told = ofSite(this.timeline, window, row.place);
+    const mortal = row.site.can_die !== false;
+    setText(row.dead, mortal && told.known ? whole(told.dead) : "–");
+    setText(row.share, inWords(told, mortal));
+    row.element.classList.toggle("struck", told.dead > 0);
   }
 
   draw() {
@@ -282,6 +288,20 @@ export class SiteMap {
     for (const row of this.rows) row.strip.frame(row.strip.pin, selected?.site === row.place ? selected.unit : null);
   }
 
+  /** The site and unit that have the keyboard; null for none. */
+  held() {
+    const row = this.rows.find(({ strip }) => strip.element === document.activeElement);
+    return row ? { site: row.site.site_id, unit: row.focused } : null;
+  }
+
+  hold({ site, unit }) {
+    const row = this.rows.find((each) => each.site.site_id === site);
+    if (!row || row.strip.element === document.activeElement) return;
+    this.layOut(); // the unit has its place before it is shown
+    row.focused = Math.min(unit, row.site.num_units - 1);
+    row.strip.element.focus({ preventScroll: true });
+  }
+
   /** Scrolls to a site; `marked` leaves a mark beside it. */
   reveal(place, marked = false) {
     if (marked) for (const row of this.rows) row.element.classList.toggle("asked", row.place === place);
@@ -300,8 +320,12 @@ function subtitle(site) {
   return `${rectifier ? `${rectifier} · ` : ""}${plural(site.num_units, "unit")}`;
 }
 
-function share(dead, unproven, units) {
-  if (dead) return percent(dead / Math.max(1, units));
+function inWords({ units, dead, unproven, nonFinite, known, share }, mortal) {
+  if (!units) return "not there";
+  if (nonFinite) return `${whole(nonFinite)} not finite`;
+  if (!known) return "not observed";
+  if (!mortal) return "cannot die";
+  if (dead) return percent(share);
   return unproven ? `+ ${whole(unproven)} unproven` : "dead";
 }
 

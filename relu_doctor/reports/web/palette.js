@@ -10,6 +10,7 @@ const LOOKS = {
   saturated: ["#8a4fa3", "#c38be0", "high"],
   non_finite: ["#15191e", "#f4f6f8", "cross"],
   unobserved: ["#aab2bb", "#5d6874", "frame"],
+  absent: ["#edf0f3", "#1f262d", "full"], // the site was not there in the window
 };
 const GROUNDS = ["#ffffff", "#14191f"]; // what the map lies on
 const RAMP = [
@@ -24,7 +25,7 @@ const STEADY = ["dead", "unproven", "saturated", "non_finite", "unobserved"]; //
 export const LISTED = ["dead", "unproven", "saturated", "non_finite", "rare", "dormant", "active", "unobserved"];
 
 export function colourOf(status, dark) {
-  return (LOOKS[status] ?? LOOKS.unobserved)[dark ? 1 : 0];
+  return (LOOKS[status] ?? LOOKS.absent)[dark ? 1 : 0];
 }
 
 /**
@@ -36,7 +37,7 @@ export function spritesFor(statuses, cell, gap, dark) {
   const ground = rgb(GROUNDS[dark ? 1 : 0]);
   const found = [];
   for (let code = 0; code < BASE; code++) {
-    const [light, night, pattern] = LOOKS[statuses[code]] ?? LOOKS.unobserved;
+    const [light, night, pattern] = LOOKS[statuses[code]] ?? LOOKS.absent;
     const colour = rgb(dark ? night : light);
     found[code] = sprite(cell, gap, colour, ground, pattern);
     found[code + BASE] = sprite(cell, gap, mixed(ground, colour, DIMMED), ground, pattern);

@@ -2,11 +2,12 @@
 
 import { fill, h, named, printable, setText } from "./dom.js";
 import { severity } from "./findings.js";
+import { ofRun } from "./fractions.js";
 import { SiteMap } from "./map.js";
 import { windowAt } from "./state.js";
 import { Statuses } from "./statuses.js";
 import { Wave } from "./wave.js";
-import { percent, whole } from "./words.js";
+import { fraction, whole } from "./words.js";
 
 const MOST_COLUMNS = 24; // of single windows that are kept
 const MOST_NUMBERS = 400; // of sites in single windows that are kept
@@ -61,10 +62,21 @@ export class Panel {
     const said = `${window.severity} ${window.label} ${window.last_step}`;
     if (said === this.said) return;
     this.said = said;
-    const dead = this.timeline.counts.dead[this.window].reduce((sum, count) => sum + count, 0);
-    const share = `${percent(dead / Math.max(1, this.timeline.num_units))} dead`;
+    const { share, nonFinite } = ofRun(this.timeline, this.window);
+    const broken = nonFinite ? h("span", {}, `${whole(nonFinite)} not finite`) : null;
     const where = found < 0 ? `begins with step ${whole(window.first_step)}` : `step ${whole(window.last_step)}`;
-    fill(this.verdict, severity(window.severity, window.label), h("span", {}, share), h("span", { class: "quiet" }, where));
+    fill(this.verdict, severity(window.severity, window.label), h("span", {}, `${fraction(share)} dead`), broken, h("span", { class: "quiet" }, where));
+  }
+
+  /** What in it has the keyboard; null for nothing. */
+  held() {
+    return document.activeElement === this.title ? {} : this.map.held();
+  }
+
+  /** Gives the keyboard to what had it in a panel before. */
+  hold(held) {
+    if (held.site) this.map.hold(held);
+    else this.title.focus({ preventScroll: true });
   }
 
   /** The numbers of one site in one window, asked for once. */

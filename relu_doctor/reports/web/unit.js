@@ -2,7 +2,7 @@
 
 import { fill, h, named, printable, s, setText } from "./dom.js";
 import { colourOf } from "./palette.js";
-import { decimal, percent, plainMechanism, plainOnset, plainStatus, whole } from "./words.js";
+import { decimal, percent, plainMechanism, plainOnset, plainStatus, statusOf, whole } from "./words.js";
 
 /** What there is to say of a unit: [label, text] each. Of `numbers` (may be null) some columns may be missing. */
 export function facts(timeline, window, unit, numbers, word = "inputs") {
@@ -84,8 +84,8 @@ export class UnitCard {
   }
 
   show(timeline, history, window, pairs, dark) {
-    const code = history.status[history.windows.indexOf(window)];
-    const status = timeline.statuses[code] ?? "unobserved";
+    const at = history.windows.indexOf(window);
+    const status = at < 0 ? "absent" : statusOf(timeline, history.status[at]);
     const sign = h("i", { class: "sign" });
     sign.style.background = colourOf(status, dark);
     const steps = history.windows.map((each) => timeline.windows[each].last_step);

@@ -1,7 +1,8 @@
 // The wave of deaths: dead and unproven fractions over steps, deaths per window, alerts, and the learning rate over it.
 
 import { h, printable, s } from "./dom.js";
-import { decimal, percent, plural, whole } from "./words.js";
+import { ofRun, stretches } from "./fractions.js";
+import { decimal, fraction, percent, plural, whole } from "./words.js";
 
 const HEIGHT = 148;
 const MARGIN = { left: 46, right: 58, top: 14, bottom: 24 };
@@ -16,7 +17,7 @@ export class Wave {
     this.element = h("figure", { class: "chart" }, this.svg, legend(timeline));
     this.totals = timeline.windows.map((_, window) => {
       const sum = (name) => timeline.counts[name][window].reduce((all, value) => all + value, 0);
-      return { dead: sum("dead"), unproven: sum("unproven"), deaths: sum("deaths"), revivals: sum("revivals") };
+      return { ...ofRun(timeline, window), deaths: sum("deaths") };
     });
     this.resizer = new ResizeObserver(() => this.render());
     this.resizer.observe(this.element);
@@ -44,35 +45,34 @@ export class Wave {
     const width = Math.round(this.element.clientWidth);
     if (width < 80 || width === this.width) return;
     this.width = width;
-    const { windows, num_units: units } = this.timeline;
+    const { windows } = this.timeline;
     const bottom = HEIGHT - MARGIN.bottom;
-    const shares = this.totals.map(({ dead, unproven }) => [dead / Math.max(1, units), (dead + unproven) / Math.max(1, units)]);
-    const top = ceiling(Math.max(0.01, ...shares.map(([, silent]) => silent)));
+    const top = ceiling(Math.max(0.01, ...this.totals.map(({ silent }) => silent ?? 0)));
     const y = (share) => bottom - (share / top) * (bottom - MARGIN.top);
     const steps = windows.map((window) => this.#x(window.last_step));
-    const left = this.#x(Math.max(windows[0].first_step - 1, this.range[0]));
-    const area = (values) => {
-      const line = steps.map((x, place) => `${x.toFixed(1)} ${y(values(place)).toFixed(1)}`).join("L");
-      return `M${left} ${bottom}L${left} ${y(values(0)).toFixed(1)}L${line}L${steps.at(-1)} ${bottom}Z`;
-    };
-    const band = (above, below) => {
-      const points = (values) => steps.map((x, place) => `${x.toFixed(1)} ${y(values(place)).toFixed(1)}`);
-      return `M${points(above).join("L")}L${points(below).reverse().join("L")}Z`;
-    };
-    const line = (values) => `M${steps.map((x, place) => `${x.toFixed(1)} ${y(values(place)).toFixed(1)}`).join("L")}`;
+    const begin = (place) => Math.max(this.#x(Math.max(windows[place].first_step - 1, this.range[0])), steps[place - 1] ?? 0);
+    const known = stretches(windows.keys(), (place) => this.totals[place].share !== null);
+    // Each stretch begins where its first window does, so that one of a single window is seen too.
+    const curve = (places, value) =>
+      [[begin(places[0]), places[0]], ...places.map((place) => [steps[place], place])].map(
+        ([x, place]) => `${x.toFixed(1)} ${y(value(this.totals[place])).toFixed(1)}`,
+      );
+    const band = (above, below) =>
+      known.map((places) => `M${curve(places, above).join("L")}L${curve(places, below).reverse().join("L")}Z`).join("");
+    const [dead, silent] = [(total) => total.share, (total) => total.silent];
     this.now = s("line", { class: "now", y1: MARGIN.top - 6, y2: bottom });
     this.svg.setAttribute("width", width);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-    this.svg.setAttribute("aria-label", this.#said(shares));
+    this.svg.setAttribute("aria-label", this.#said());
     this.svg.replaceChildren(
       hatching(),
       ...[0, 0.5, 1].flatMap((share) => [
         s("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(share * top), y2: y(share * top) }),
         s("text", { class: "tick end", x: MARGIN.left - 8, y: y(share * top) + 4 }, percent(share * top).replace(".0 ", " ")),
       ]),
-      s("path", { class: "dead", d: area((place) => shares[place][0]) }),
-      s("path", { class: "unproven", d: band((place) => shares[place][1], (place) => shares[place][0]) }),
-      s("path", { class: "dead-line", d: line((place) => shares[place][0]) }),
+      s("path", { class: "dead", d: band(dead, () => 0) }),
+      s("path", { class: "unproven", d: band(silent, dead) }),
+      s("path", { class: "dead-line", d: known.map((places) => `M${curve(places, dead).join("L")}`).join("") }),
       ...this.#deaths(steps, bottom),
       ...this.#rate(steps, bottom),
       ...this.#alerts(),
@@ -124,10 +124,9 @@ export class Wave {
     );
   }
 
-  #said(shares) {
-    const last = shares.at(-1)[0];
+  #said() {
     const deaths = this.totals.reduce((sum, { deaths: each }) => sum + each, 0);
-    return `Dead fraction over steps: ${percent(shares[0][0])} at first, ${percent(last)} at last, ${plural(deaths, "death")}.`;
+    return `Dead fraction over steps: ${fraction(this.totals[0].share)} at first, ${fraction(this.totals.at(-1).share)} at last, ${plural(deaths, "death")}.`;
   }
 
   /** Moves the line that says where we are. */

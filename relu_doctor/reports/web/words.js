@@ -35,7 +35,11 @@ const ONSET_WORDS = {
   revived: "revived",
 };
 
-export const plainStatus = (status) => status.replace("_", "-");
+const OTHER_WORDS = { absent: "not there in this window", waiting: "being read" };
+
+/** The word of a status; `code` is undefined while it is on its way, and 255 where the site was not there. */
+export const statusOf = (timeline, code) => (code === undefined ? "waiting" : (timeline.statuses[code] ?? "absent"));
+export const plainStatus = (status) => OTHER_WORDS[status] ?? status.replace("_", "-");
 export const plainMechanism = (mechanism) => MECHANISM_WORDS[mechanism] ?? mechanism.replaceAll("_", " ");
 export const plainOnset = (onset) => ONSET_WORDS[onset] ?? onset.replaceAll("_", " ");
 
@@ -50,6 +54,11 @@ export function percent(share) {
   if (value === 0 || value >= 99.95) return `${value.toFixed(0)} %`;
   if (value >= 1) return `${value.toFixed(1)} %`;
   return value < 0.001 ? "< 0.001 %" : `${Number(value.toPrecision(2))} %`;
+}
+
+/** The same, or a dash where it is not known. */
+export function fraction(share) {
+  return share === null ? "–" : percent(share);
 }
 
 /** A number in three digits, with a real minus sign. */
