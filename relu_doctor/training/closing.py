@@ -125,8 +125,7 @@ class Closer:
             if stats is not None and checked is not None and len(checked) == stats.num_units:
                 in_it = (checked >= seen.first_step) & torch.isin(checked, seen.steps)
                 wrong = in_it & (checked > stats.last_fired)
-                silent = stats.last_fired < checked.max()
-                if bool(wrong.any()) and (not seen.apart or torch.equal(wrong & (checked == checked.max()), silent)):
+                if bool(wrong.any()) and (not seen.apart or _all_silent(wrong, checked, stats.last_fired)):
                     self.mistrusted.add(site.site_id)
         return [
             f"{site.name}: its parameters have gradients that its units do not send (a penalty in the loss, noise, "
@@ -210,6 +209,12 @@ class Closer:
             "reference_inputs": referred.inputs.cpu().numpy(),
             "reference_fired": referred.inputs_fired.cpu().numpy(),
         }
+
+
+def _all_silent(wrong: Tensor, checked: Tensor, last_fired: Tensor) -> bool:
+    """Whether all units that were silent at the last step that was checked had a gradient in it."""
+    latest = checked.max()
+    return torch.equal(wrong & (checked == latest), last_fired < latest)
 
 
 def _mean(values: NDArray[Any]) -> float:

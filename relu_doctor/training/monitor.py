@@ -232,11 +232,12 @@ class Monitor:
         """A fault of the monitor ends what it does, and never the training."""
         try:
             yield
-        except (Warning, ReLUDoctorError):  # the user has made warnings errors
+        except Warning:  # the user has made warnings errors
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the training goes on
             self._watch = self._meter = None
             self._wakes, self._live.asleep = sys.maxsize, True
+            self._ranks.leave(broken=True)  # the others are not to wait for this one
             self._misuse.tell(
                 f"the monitor failed ({_named(error)}) and watches no more; the training goes on, and what was told is "
                 "kept. This is a fault of relu_doctor: please report it."
@@ -307,11 +308,14 @@ class Monitor:
         self._close(reason, broken=False)
 
     def _close(self, reason: str, *, broken: bool) -> None:
-        if self._closed:
-            return
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            with suppress(Warning) if broken else nullcontext():  # the run's own error is to be seen
+                self._finish(reason, broken=broken)
+
+    def _finish(self, reason: str, *, broken: bool) -> None:
         try:
-            with suppress(Warning) if broken else nullcontext(), self._going_on():  # the run's own error is to be seen
+            with self._going_on():
                 if broken:
                     self._ranks.leave(broken=True)
                     for seen in self._ranks.arrived():

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from relu_doctor.errors import OutputError
 from relu_doctor.reports.tensorboard import TensorBoardSink, files
-from relu_doctor.reports.tensorboard.checksums import masked_crc32c
 from tests.builders import make_diagnosis, site
 from tests.reports.events import events_of, points
 from tests.training.made import PERIOD, window_of
@@ -71,7 +70,7 @@ def test_checksums_are_tensorboards(text, longer):
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c as theirs
 
     text = text * (1 + 7 * longer)
-    assert masked_crc32c(text) == theirs(text)
+    assert files.masked_crc32c(text) == theirs(text)
 
 
 def test_a_file_that_may_grow_no_further(tmp_path):

@@ -14,8 +14,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import google_crc32c
+
 from relu_doctor.errors import OutputError, ReLUDoctorWarning
-from relu_doctor.reports.tensorboard.checksums import masked_crc32c
 from relu_doctor.text import clean_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SUFFIX = ".relu_doctor"  # of our event files
 _MOST_PENDING = 64 << 20  # bytes that wait for a disk; what comes beyond is left out
 _PATIENCE = 10.0  # seconds at the close
+_MASK = 0xA282EAD8  # a CRC of text that holds a CRC would be weak
 _NUMBERS = count()
 _OPEN: list[Path] = []  # directories in which a file of this process is open, once for each file
 
@@ -137,7 +139,8 @@ class EventFile:
         self._tell()
 
     def _tell(self) -> None:
-        failure, self._failure = self._failure, None
+        with self._news:
+            failure, self._failure = self._failure, None
         if failure is not None:
             raise self._cannot(failure) from failure
 
@@ -221,6 +224,12 @@ def _first_event() -> Event:
     from tensorboard.compat.proto.event_pb2 import Event
 
     return Event(wall_time=time.time(), file_version="brain.Event:2")
+
+
+def masked_crc32c(text: bytes) -> int:
+    """The checksum of a record's length or data in TensorFlow's record files; TensorBoard's own is slow Python."""
+    crc = int(google_crc32c.value(text))
+    return (((crc >> 15) | (crc << 17)) + _MASK) & 0xFFFFFFFF
 
 
 def _record(text: bytes) -> bytes:

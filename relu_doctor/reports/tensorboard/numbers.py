@@ -53,14 +53,11 @@ _TOLD = {
 _DENSITY_TOLD = f"log10 of the firing rate of each unit; those that never fired stand at {NEVER:.0f}."
 _HIGHEST_TOLD = "The highest pre-activation of each unit. Left of 0: it never fired."
 
-LAYOUT = {  # the regular expressions must match from the start of a tag
+LAYOUT = {  # the regular expressions must match from the start of a tag; charts of other kinds would come last
     "ReLU Doctor": {
-        "Dead fraction, and the often-cited 20–50 %": [
-            "Margin",
-            [f"{ALL}/dead_fraction", f"{ALL}/{_LOW}", f"{ALL}/{_HIGH}"],
-        ],
-        "Dead fraction of the worst sites": ["Multiline", [rf"{SITES}/.+/dead_fraction$", rf"{ALL}/often_cited_"]],
+        "Dead fraction, and the often-cited 20–50 %": ["Multiline", [rf"{ALL}/(dead_fraction|often_cited_\w+)$"]],
         "Learning rate": ["Multiline", [rf"{ALL}/lr(/\d+)?$"]],
+        "Dead fraction of the worst sites": ["Multiline", [rf"{SITES}/.+/dead_fraction$", rf"{ALL}/often_cited_"]],
         "Dead, unproven, rare, dormant": ["Multiline", [rf"{ALL}/(dead|unproven|rare|dormant)_fraction$"]],
         "Deaths and revivals per window": ["Multiline", [rf"{ALL}/(deaths|revivals)$"]],
     }

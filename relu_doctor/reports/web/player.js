@@ -69,8 +69,9 @@ export class Player {
     const kept = shown.reduce((sum, run) => sum + run.windows, 0);
     const made = shown.reduce((sum, run) => sum + run.made, 0);
     setText(this.kept, `${whole(kept)} of ${whole(made)} windows`);
-    const hint = "A sample of the windows was kept. Start TensorBoard with --samples_per_plugin relu_doctor=0 to see all.";
+    const damaged = shown.flatMap((run) => run.unreadable ?? []);
+    const sampled = "A sample of the windows was kept. Start TensorBoard with --samples_per_plugin relu_doctor=0 to see all.";
     this.kept.classList.toggle("some", kept < made);
-    this.kept.title = kept < made ? hint : "";
+    this.kept.title = kept === made ? "" : damaged.length ? `Some records cannot be read: ${damaged[0]}` : sampled;
   }
 }
